@@ -1,0 +1,89 @@
+# shellcheck shell=bash
+# Sourced by the entry scripts, which run in bash 3.2 (macOS) and newer.
+#
+#   find_python                 sets PYTHON to a Python 3.10+; enough for scripts/get_data.py
+#   use_environment EXTRA ...   sets PYTHON to one that has the library's requirements and those
+#                               of pyproject.toml's named extras: the active environment where
+#                               it has them, else .venv, which is made here
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+OLDEST_PYTHON="3.10"
+
+# One line on stderr; 2 is the exit code of every user error.
+die() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# version_of PYTHON: prints "3.11"; fails where PYTHON does not run.
+version_of() {
+    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
+is_new_enough() {
+    "$1" -c "import sys; sys.exit(sys.version_info[:2] < (${OLDEST_PYTHON/./, }))" 2>/dev/null
+}
+
+# The active environment's Python first, then what PATH has.
+find_python() {
+    local candidate version found=""
+    for candidate in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" \
+        "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}" \
+        python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
+        # A name may be on PATH and yet not run (a shim of a version manager).
+        version="$(version_of "$candidate")" || continue
+        if is_new_enough "$candidate"; then
+            PYTHON="$candidate"
+            return
+        fi
+        found="${found:+$found, }$candidate is $version"
+    done
+    die "Python $OLDEST_PYTHON or newer is needed; found ${found:-none on PATH}"
+}
+
+checksum() {
+    "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$1"
+}
+
+use_environment() {
+    local lacking
+    find_python
+    if lacking="$("$PYTHON" "$ROOT/scripts/check_environment.py" "$@")"; then
+        echo "environment: $PYTHON ($(version_of "$PYTHON")), which has what is needed"
+        return
+    fi
+    use_venv "$lacking"
+}
+
+# The stamp is written last: an interrupted install, or new pins, are installed again.
+use_venv() {
+    local venv="$ROOT/.venv" wanted
+    local stamp="$venv/.requirements.sha256"
+    wanted="$(checksum "$ROOT/requirements.txt")"
+    if is_new_enough "$venv/bin/python" && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        PYTHON="$venv/bin/python"
+        echo "environment: .venv ($(version_of "$PYTHON"))"
+        return
+    fi
+
+    echo "environment: installing requirements.txt into .venv with Python $(version_of "$PYTHON")" \
+        "(minutes; about 5.5 GB on Linux); $PYTHON lacks $1"
+    if ! is_new_enough "$venv/bin/python"; then
+        make_venv "$venv"
+    fi
+    PYTHON="$venv/bin/python"
+    rm -f "$stamp"
+    local quiet="--quiet"
+    [ -t 1 ] && quiet="--progress-bar=on"
+    "$PYTHON" -m pip install --disable-pip-version-check "$quiet" -r "$ROOT/requirements.txt" ||
+        die "pip could not install requirements.txt into .venv (its message is above);" \
+            "run this again, or activate an environment that has: $1"
+    echo "$wanted" >"$stamp"
+}
+
+make_venv() {
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
+        die "$PYTHON cannot make a virtual environment (no ensurepip); install it," \
+            "on Debian and Ubuntu: apt install python$(version_of "$PYTHON")-venv"
+    "$PYTHON" -m venv --clear "$1" || die "$PYTHON could not make $1"
+}
