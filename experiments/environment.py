@@ -1,0 +1,48 @@
+"""The facts about code and machine that a run's summary carries."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.device import device_name
+
+_ROOT = Path(__file__).resolve().parent.parent
+_CODE = ("proxprop", "experiments")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and commit, under their names in `summary.json`."""
+    return {
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, `-dirty` when its code was changed; None outside git."""
+    if not (_ROOT / ".git").exists():
+        return None
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", *_CODE)
+    if commit is None:
+        return None
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,55 @@
+"""Run one config: `python -m experiments.run CONFIG.yaml [key=value ...] [--output DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.cli import RESULTS, Parser, run_command, run_folder
+from experiments.config import load_config
+from experiments.data import load
+from experiments.device import memory_errors, resolve_device
+from experiments.errors import RecordError
+from experiments.execute import execute
+from experiments.record import read_summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 for a finished or diverged run, 2 for an error, 130 when interrupted."""
+    return run_command(lambda: _run(_parser().parse_intermixed_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m experiments.run", description="Run one config.")
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. optimizer.lr=0.1 epochs=3"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="the run's own folder (default: results/<folder of the config>/<name>)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished run")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    folder = arguments.output or run_folder(RESULTS, arguments.config, config)
+    summary = None if arguments.overwrite else read_summary(folder)
+    if summary is not None:
+        raise RecordError(f"{folder}: already holds a {summary['status']} run; "
+                          "give --overwrite or another --output")  # fmt: skip
+    device = resolve_device(config.device)
+    with memory_errors(device):
+        data = load(config.data, device)
+    print(execute(config, data, device, folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

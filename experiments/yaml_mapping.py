@@ -1,0 +1,119 @@
+"""From YAML files and `key=value` overrides to one plain mapping, not yet validated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.errors import ConfigError
+
+Mapping = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also reads `1e-3` as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot and a signed exponent in a float, so `1e-3` would be a string.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: Path) -> Mapping:
+    """The mapping in one YAML file, `extends` left as it stands.
+
+    Raises:
+        ConfigError: the file is missing, broken or holds something else than a mapping.
+    """
+    try:
+        content = yaml.load(path.read_bytes(), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this config: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: {_yaml_problem(error)}") from error
+    if not isinstance(content, dict):
+        found = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise ConfigError(f"{path}: must hold a mapping `key: value`, but {found}")
+    return content
+
+
+def read_with_bases(path: Path) -> Mapping:
+    """The mapping in `path` merged over the file it `extends` (relative to it), and so on."""
+    chain: list[Mapping] = []
+    visited: list[Path] = []
+    current: Path | None = path
+    while current is not None:
+        if current.resolve() in (one.resolve() for one in visited):
+            names = " -> ".join(str(one) for one in [*visited, current])
+            raise ConfigError(f"extends: the files extend each other in a circle: {names}")
+        if visited and not current.is_file():
+            raise ConfigError(f"extends: {visited[-1]} extends {current}, which is not a file")
+        visited.append(current)
+        mapping = read_yaml(current)
+        current = _base_of(current, mapping)
+        chain.append(mapping)
+    merged: Mapping = {}
+    for mapping in reversed(chain):
+        merged = _merge(merged, mapping)
+    return merged
+
+
+def apply_overrides(mapping: Mapping, overrides: Sequence[str]) -> Mapping:
+    """`mapping` with dotted `key=value` overrides applied in order, values read as YAML."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        parts = key.split(".")
+        if not equals or not all(parts):
+            raise ConfigError(
+                f"{text!r}: an override has the form key=value, e.g. optimizer.lr=0.1"
+            )
+        try:
+            nested: Any = yaml.load(value, Loader=_Loader)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"{key}: cannot read the value {value!r} as YAML") from error
+        for part in reversed(parts):
+            nested = {part: nested}
+        mapping = _merge(mapping, nested)
+    return mapping
+
+
+def _base_of(path: Path, mapping: Mapping) -> Path | None:
+    """Take `extends` out of `mapping`; the path of the file it names."""
+    if "extends" not in mapping:
+        return None
+    base = mapping.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"extends: must be the path of a YAML file, got {base!r} in {path}")
+    return path.parent / base
+
+
+def _merge(base: Mapping, over: Mapping) -> Mapping:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    where = f"line {mark.line + 1}: " if mark is not None else ""
+    return f"not valid YAML: {where}{' '.join(problem.split())}"
