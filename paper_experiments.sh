@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-usage: ./paper_experiments.sh [--quick] [--device D] [--output DIR] [key=value ...]
+usage: ./paper_experiments.sh [--quick] [--device D] [--output DIR] [--overwrite] [key=value ...]
 
 Makes the environment, gets CIFAR-10, runs the paper's suite with this library's solver and with
 the published one, and draws paper_plots.pdf. Run again, it skips the runs that are finished.
@@ -16,30 +16,34 @@ the published one, and draws paper_plots.pdf. Run again, it skips the runs that 
   key=value     settings of every run instead of the configs' own, for example:
                 epochs=10 seed=1 optimizer.lr=0.5 data.root=/data
                 Give them an --output of their own: runs with other settings are not mixed.
+  --overwrite   run again what is finished
 USAGE
 }
 
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
 
 quick=false
+download=true
 output="$ROOT/results/local"
 data="$ROOT/data"
-overrides=()
+settings=()
 while [ $# -gt 0 ]; do
     case "$1" in
     -h | --help) usage && exit ;;
     --quick) quick=true ;;
+    --overwrite) settings+=("$1") ;;
     --device | --output)
-        [ $# -ge 2 ] && [ -n "$2" ] || die "$1 needs a value; see ./paper_experiments.sh --help"
+        [ -n "${2:-}" ] || die "$1 needs a value; see ./paper_experiments.sh --help"
         case "$1" in
-        --device) overrides+=("device=$2") ;;
+        --device) settings+=("device=$2") ;;
         --output) case "$2" in /*) output="$2" ;; *) output="$PWD/$2" ;; esac ;;
         esac
         shift
         ;;
-    data.root=*) data="${1#*=}" && overrides+=("$1") ;;
+    data.root=*) data="${1#*=}" && settings+=("$1") ;;
+    data.name=digits) download=false && settings+=("$1") ;;
     -*) die "unknown option $1; see ./paper_experiments.sh --help" ;;
-    *=*) overrides+=("$1") ;;
+    *=*) settings+=("$1") ;;
     *) die "expected key=value, got '$1'; see ./paper_experiments.sh --help" ;;
     esac
     shift
@@ -51,13 +55,18 @@ if $quick; then
     configs=(configs/quick)
     plots=("$output/quick")
 else
-    ./get_data.sh --data "$data"
+    if $download; then ./get_data.sh --data "$data"; fi
     configs=(configs/paper configs/paper_published)
     plots=("$output/paper" --published "$output/paper_published")
 fi
 
 # An empty array is an unbound variable to bash 3.2, hence the +.
-"$PYTHON" -m experiments.sweep "${configs[@]}" ${overrides[@]+"${overrides[@]}"} --output "$output"
-"$PYTHON" scripts/plot_paper.py "${plots[@]}" --output paper_plots.pdf
+status=0
+"$PYTHON" -m experiments.sweep "${configs[@]}" ${settings[@]+"${settings[@]}"} \
+    --output "$output" || status=$?
+# 1: some runs failed, and the figures show the others and name what is missing.
+[ "$status" -le 1 ] || exit "$status"
 
+"$PYTHON" scripts/plot_paper.py "${plots[@]}" --output paper_plots.pdf
 echo "wrote the runs to $output and the figures to $ROOT/paper_plots.pdf"
+exit "$status"

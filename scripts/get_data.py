@@ -15,6 +15,7 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
+from typing import NoReturn
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -170,8 +171,15 @@ def get_data(data: Path, source: Path | None, url: str) -> str:
     return describe(install(source, data))
 
 
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise DataError(f"{message} (see --help)")
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="get_data.sh",
         description="Downloads CIFAR-10, checks it, and extracts it into data/. "
         "An interrupted download is continued; does nothing when the data is there.",
@@ -194,8 +202,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
     try:
+        options = parse_arguments(arguments)
         print(get_data(options.data, options.source, options.url))
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,116 @@
+"""Draws the paper's figures from the runs in a results folder, as one vector PDF.
+
+python scripts/plot_paper.py results/paper --published results/paper_published --output paper.pdf
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure as Page
+
+from experiments.cli import Parser, run_command
+from experiments.errors import RecordError
+from scripts.plots import style
+from scripts.plots.draw import Drawn, draw_figure
+from scripts.plots.figures import FIGURES, Figure
+from scripts.plots.notes import add_footer, status_note
+from scripts.plots.runs import Run, load_runs
+from scripts.plots.table import draw_table, make_table, to_markdown
+
+Runs = dict[str, Run]
+
+
+def own_page(figure: Figure, runs: Runs) -> Page:
+    drawn = [Drawn(curve, runs[curve.run]) for curve in figure.curves if curve.run in runs]
+    page = draw_figure(figure, figure.title, drawn)
+    note = status_note([curve.run for curve in figure.curves], runs)
+    add_footer(page, [item.run for item in drawn], [note])
+    return page
+
+
+def published_page(figure: Figure, runs: Runs, published: Runs) -> Page:
+    """The figure with the published solver's curves, dashed, beside ours.
+
+    The published solver is a conjugate gradient, so of ours the others are left out.
+    """
+    compared = [curve for curve in figure.curves if curve.style.startswith("cg")]
+    drawn = [
+        Drawn(curve, source[curve.run], published=source is published)
+        for curve in compared
+        for source in (runs, published)
+        if curve.run in source
+    ]
+    page = draw_figure(figure, f"{figure.title}, with the published solver", drawn)
+    names = [curve.run for curve in compared]
+    notes = [status_note(names, runs), status_note(names, published, " (published solver)")]
+    add_footer(page, [item.run for item in drawn], notes)
+    return page
+
+
+def table_page(runs: Runs, published: Runs) -> Page:
+    page = draw_table(make_table(runs, published))
+    add_footer(page, [*runs.values(), *published.values()], [])
+    return page
+
+
+def make_pages(runs: Runs, published: Runs) -> list[Page]:
+    pages = [own_page(figure, runs) for figure in FIGURES]
+    if published:
+        pages += [published_page(figure, runs, published) for figure in FIGURES]
+    return [*pages, table_page(runs, published)]
+
+
+def to_pdf(pages: list[Page]) -> bytes:
+    """The pages as one PDF; equal results give equal bytes, as it carries no date."""
+    buffer = io.BytesIO()
+    with PdfPages(buffer, metadata={"Title": "ProxProp", "CreationDate": None}) as pdf:
+        for page in pages:
+            pdf.savefig(page)
+    return buffer.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def plot(options: argparse.Namespace) -> int:
+    runs = load_runs(options.results)
+    published = load_runs(options.published) if options.published else {}
+    style.apply()
+    write(options.output, to_pdf(make_pages(runs, published)))
+    if options.table:
+        write(options.table, to_markdown(make_table(runs, published)).encode())
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="plot_paper.py", description=__doc__.splitlines()[0])
+    parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="one folder a run")
+    parser.add_argument(
+        "--published", metavar="DIR", type=Path, help="the same runs with the published solver"
+    )
+    parser.add_argument("--output", metavar="FILE.pdf", type=Path, required=True)
+    parser.add_argument(
+        "--table", metavar="FILE.md", type=Path, help="write the last page's table as Markdown too"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 after one line on stderr."""
+    return run_command(lambda: plot(make_parser().parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

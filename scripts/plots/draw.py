@@ -1,0 +1,155 @@
+"""Draws one figure of `figures` from runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Page
+from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
+
+from scripts.plots import style
+from scripts.plots.figures import Curve, Figure, Panel
+from scripts.plots.runs import Run, points
+
+TIME_UNITS = ((2 * 3600, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A curve with the run that it draws."""
+
+    curve: Curve
+    run: Run
+    published: bool = False
+
+
+def x_ends(figure: Figure, drawn: Sequence[Drawn]) -> dict[str, float]:
+    """Where the epoch and the time axes end; baselines run on beyond.
+
+    Epochs end with the longest ProxProp run, time with the figure's own choice; where these runs
+    are missing, with the longest run there is.
+    """
+    runs = [item.run for item in drawn]
+    proxprop = [item.run for item in drawn if item.curve.is_proxprop] or runs
+    timed = [run for run in runs if run.name in figure.time_ends_with] or proxprop
+    return {
+        "epoch": max(run.epochs for run in proxprop),
+        "seconds": max(run.seconds for run in timed),
+    }
+
+
+def x_unit(panel: Panel, x_end: float) -> tuple[int, str]:
+    """What a unit of the x axis holds (an epoch, or so many seconds), and the axis' label."""
+    if panel.x == "epoch":
+        return 1, "Epoch"
+    size, name = next((size, name) for least, size, name in TIME_UNITS if x_end >= least)
+    return size, f"Training time ({name})"
+
+
+def draw_curves(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) -> None:
+    """Draws one curve an item, its x in the axis' unit."""
+    for index, item in enumerate(drawn):
+        xs, ys = points(item.run, panel.x, panel.y, x_end)
+        line = style.LINES[item.curve.style]
+        step = max(1, len(xs) // style.MARKERS_PER_CURVE)
+        axes.plot(
+            xs / x_unit(panel, x_end)[0],
+            ys,
+            color=line.color,
+            linestyle=style.PUBLISHED_LINESTYLE if item.published else line.linestyle,
+            linewidth=style.LINE_WIDTH,
+            marker=line.marker,
+            markersize=5,
+            markerfacecolor="white" if item.published else line.color,
+            # Each curve marks other epochs than its neighbour, so that markers do not cover.
+            markevery=(index * step // 3 % step, step),
+            label=item.curve.label + (", published solver" if item.published else ""),
+        )
+
+
+def mark_divergence(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) -> None:
+    """A cross at a diverged run's last finite value, on the frame where that is out of sight."""
+    top = axes.get_ylim()[1]
+    for item in drawn:
+        xs, ys = points(item.run, panel.x, panel.y, x_end)
+        if item.run.status == "diverged" and len(xs) and xs[-1] <= x_end:
+            axes.plot(
+                xs[-1] / x_unit(panel, x_end)[0],
+                min(ys[-1], top),
+                "x",
+                color=style.LINES[item.curve.style].color,
+                markersize=9,
+                markeredgewidth=2.2,
+                clip_on=False,
+                zorder=5,
+            )
+
+
+def draw_panel(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) -> None:
+    draw_curves(axes, panel, drawn, x_end)
+    axes.set_title(panel.title)
+    size, label = x_unit(panel, x_end)
+    axes.set_xlabel(label)
+    axes.set_xlim(0, x_end / size or 1)
+    if panel.y == "train_loss":
+        axes.set_ylabel("Full-batch training loss (cross-entropy)")
+        scale_loss(axes, *loss_limits(panel, drawn, x_end))
+    else:
+        axes.set_ylabel("Validation accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    mark_divergence(axes, panel, drawn, x_end)
+
+
+def loss_limits(panel: Panel, drawn: Sequence[Drawn], x_end: float) -> tuple[float, float]:
+    """The range of the losses drawn, its top at most twice the highest before training.
+
+    So a diverging curve leaves at the top rather than flatten the others.
+    """
+    losses = np.concatenate([points(item.run, panel.x, panel.y, x_end)[1] for item in drawn])
+    losses = losses[losses > 0]
+    if not losses.size:
+        return 0.1, 10.0
+    highest = 2 * max(item.run.metrics["train_loss"].iloc[0] for item in drawn)
+    return 0.85 * losses.min(), 1.2 * min(losses.max(), highest)
+
+
+def scale_loss(axes: Axes, low: float, high: float) -> None:
+    """Logarithmic, with plain numbers where few decades are shown."""
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.minorticks_off()
+    if high < 300 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn]) -> Page:
+    """One page: the title, a legend for all panels, the panels side by side."""
+    page = Page(figsize=style.PAGE)
+    page.text(0.045, 0.955, title, fontsize=15, fontweight="bold", va="top")
+    columns = len(figure.panels)
+    grid = page.add_gridspec(
+        1, columns, left=0.065, right=0.985, bottom=0.235, top=0.77, wspace=0.1 + 0.07 * columns
+    )
+    if not drawn:
+        page.text(0.5, 0.5, "no run of this figure is there", ha="center", color=style.MUTED)
+        return page
+    ends = x_ends(figure, drawn)
+    for column, panel in enumerate(figure.panels):
+        axes = page.add_subplot(grid[0, column])
+        draw_panel(axes, panel, drawn, ends[panel.x])
+    handles, labels = page.axes[0].get_legend_handles_labels()
+    page.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(0.038, 0.905),
+        ncols=len(labels) if len(labels) < 6 else (len(labels) + 1) // 2,
+        handlelength=3.6,
+        columnspacing=1.8,
+        borderaxespad=0,
+    )
+    return page

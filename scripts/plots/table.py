@@ -1,0 +1,135 @@
+"""The table of final numbers: as rows, as Markdown and as a page."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+
+from matplotlib.figure import Figure as Page
+from matplotlib.lines import Line2D
+
+from scripts.plots import style
+from scripts.plots.figures import FIGURES, Figure
+from scripts.plots.runs import Run
+
+HEADINGS = (
+    "Run",
+    "Train loss\nat epoch N",
+    "Final\ntrain loss",
+    "Best val.\naccuracy",
+    "Test\naccuracy",
+    "s / epoch\n(median)",
+    "Ratio to\nBackProp",
+    "Epochs",
+    "Status",
+)
+COLUMN_ENDS = (0.385, 0.465, 0.545, 0.625, 0.71, 0.79, 0.86, 0.955)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run's line, its cells as they are read."""
+
+    label: str
+    loss_at_common_epoch: str
+    final_loss: str
+    best_val_accuracy: str
+    test_accuracy: str
+    seconds_per_epoch: str
+    ratio: str
+    epochs: str
+    status: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one figure; ``common_epoch`` is the N of the headings."""
+
+    title: str
+    common_epoch: int
+    rows: tuple[Row, ...]
+
+
+def cell(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def make_row(label: str, run: Run | None, common_epoch: int, baseline: Run | None) -> Row:
+    if run is None:
+        return Row(label, *["–"] * 7, status="missing")
+    slowness = run.seconds_per_epoch / baseline.seconds_per_epoch if baseline else math.nan
+    return Row(
+        label,
+        cell(run.train_loss(common_epoch), ".4g"),
+        cell(run.train_loss(run.epochs), ".4g"),
+        cell(run.best_val_accuracy, ".2%"),
+        cell(run.test_accuracy, ".2%"),
+        cell(run.seconds_per_epoch, ".3g"),
+        cell(slowness, ".2f"),
+        str(run.epochs),
+        run.status,
+    )
+
+
+def make_group(figure: Figure, runs: dict[str, Run], published: dict[str, Run]) -> Group:
+    """The figure's runs, then those of the published solver that are there."""
+    proxprop = [curve.run for curve in figure.curves if curve.is_proxprop]
+    lengths = [runs[name].epochs for name in proxprop if name in runs]
+    common_epoch = max(lengths, default=0)
+    baseline = next((runs.get(c.run) for c in figure.curves if not c.is_proxprop), None)
+    rows = [make_row(c.label, runs.get(c.run), common_epoch, baseline) for c in figure.curves]
+    rows += [
+        make_row(f"{c.label}, published solver", published[c.run], common_epoch, baseline)
+        for c in figure.curves
+        if c.run in published
+    ]
+    title = figure.title.partition(": ")[2]
+    return Group(title, common_epoch, tuple(rows))
+
+
+def make_table(runs: dict[str, Run], published: dict[str, Run]) -> list[Group]:
+    return [make_group(figure, runs, published) for figure in FIGURES]
+
+
+def to_markdown(groups: list[Group]) -> str:
+    lines = []
+    for group in groups:
+        headings = [heading.replace("\n", " ") for heading in HEADINGS]
+        headings[1] = f"Train loss at epoch {group.common_epoch}"
+        lines += [f"**{group.title}**", ""]
+        lines.append("| " + " | ".join(headings) + " |")
+        lines.append("|---|" + "---:|" * (len(headings) - 2) + "---|")
+        lines += ["| " + " | ".join(astuple(row)) + " |" for row in group.rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw_table(groups: list[Group]) -> Page:
+    """The table as a page, in the manner of a book: three rules, numbers flush right."""
+    page = Page(figsize=style.PAGE)
+    page.text(0.045, 0.955, "Final numbers", fontsize=15, fontweight="bold", va="top")
+    count = sum(len(group.rows) + 1.5 for group in groups)
+    height = min(0.042, 0.62 / count)
+
+    def write(y: float, cells: tuple[str, ...], va: str = "center") -> None:
+        page.text(0.055, y, cells[0], va=va, fontsize=9)
+        for end, content in zip(COLUMN_ENDS, cells[1:], strict=True):
+            page.text(end, y, content, ha="right", va=va, fontsize=9, linespacing=1.2)
+
+    def rule(y: float, width: float) -> None:
+        page.add_artist(Line2D([0.045, 0.965], [y, y], color=style.INK, linewidth=width))
+
+    rule(0.89, 1.2)
+    write(0.82, HEADINGS, va="bottom")
+    rule(0.805, 0.6)
+    y = 0.805 - 0.9 * height
+    for group in groups:
+        title = f"{group.title} (N = {group.common_epoch})"
+        page.text(0.055, y, title, fontsize=9.5, fontweight="bold", va="center")
+        y -= height
+        for row in group.rows:
+            write(y, astuple(row))
+            y -= height
+        y -= 0.5 * height
+    rule(y + 0.6 * height, 1.2)
+    return page
