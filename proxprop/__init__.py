@@ -1,0 +1,14 @@
+"""Proximal Backpropagation (Frerix, Möllenhoff, Moeller, Cremers, ICLR 2018) as torch.nn layers."""
+
+from proxprop.generator import proxprop_module_generator
+from proxprop.layers import ProxPropConv1d, ProxPropConv2d, ProxPropConv3d, ProxPropLinear
+
+__all__ = [
+    # Layers
+    "ProxPropLinear",
+    "ProxPropConv1d",
+    "ProxPropConv2d",
+    "ProxPropConv3d",
+    # A layer of any class
+    "proxprop_module_generator",
+]

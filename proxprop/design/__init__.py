@@ -1,0 +1,17 @@
+"""Design matrices: what a layer's parameters are multiplied with."""
+
+from proxprop.design.autograd import AutogradDesign
+from proxprop.design.base import Design, MatrixDesign, Parameters, working_dtype
+from proxprop.design.conv import ConvDesign, ConvGeometry
+from proxprop.design.linear import LinearDesign
+
+__all__ = [
+    "AutogradDesign",
+    "ConvDesign",
+    "ConvGeometry",
+    "Design",
+    "LinearDesign",
+    "MatrixDesign",
+    "Parameters",
+    "working_dtype",
+]

@@ -1,0 +1,126 @@
+"""What a solver may ask of the design matrix A of a layer that is linear in its parameters, z = A θ."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Parameters = tuple[Tensor | None, ...]
+"""One tensor for each parameter of the layer, in the layer's order and shapes; None where it is frozen."""
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """The precision in which a solve handles ``tensor``: its own, float32 at the least.
+
+    Raises:
+        TypeError: if ``tensor`` is complex.
+    """
+    if tensor.is_complex():
+        raise TypeError(f"ProxProp layers work on real inputs, got {tensor.dtype}")
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """The precision of Gram matrices: float64, because their condition numbers use up float32.
+
+    Devices without float64 (Apple's MPS) get float32.
+    """
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+class Design(abc.ABC):
+    """The design matrix A of one layer at one input, block-diagonal over groups.
+
+    Index conventions, here and in every solver:
+
+    * ``g`` groups (1 for all but grouped convolutions),
+    * ``m`` rows of A: batch elements, times output positions for a convolution,
+    * ``d`` columns of A in a group: the trained parameters of one output,
+    * ``o`` outputs (units or channels) in a group.
+
+    Three spaces: *outputs*, shaped like the layer's output or as a matrix ``[g, m, o]``; *parameters*
+    (see ``Parameters``); and *stacked* parameters ``[g, o, d]``, a row for each output as in PyTorch's weights.
+    """
+
+    groups: int
+    rows: int
+    columns: int
+    outputs: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @abc.abstractmethod
+    def apply(self, parameters: Parameters) -> Tensor:
+        """A θ, shaped like the layer's output."""
+
+    @abc.abstractmethod
+    def adjoint(self, output: Tensor) -> Parameters:
+        """Aᵀ z for ``output`` shaped like the layer's output."""
+
+    @abc.abstractmethod
+    def stack(self, parameters: Parameters) -> Tensor:
+        """Parameters as one tensor ``[g, o, d]``."""
+
+    @abc.abstractmethod
+    def unstack(self, stacked: Tensor) -> Parameters:
+        """The inverse of ``stack``."""
+
+    @abc.abstractmethod
+    def squared_norms(self, output: Tensor) -> Tensor:
+        """‖z‖² for each output, ``[g, o, 1]``."""
+
+
+class MatrixDesign(Design):
+    """A design matrix of known structure: parameters are a weight and a bias, and Gram matrices can be formed."""
+
+    def __init__(
+        self, input: Tensor, weight_shape: Sequence[int], groups: int, trained: Sequence[bool]
+    ) -> None:
+        self.device, self.dtype = input.device, working_dtype(input)
+        self.weight_shape = tuple(weight_shape)
+        self.train_weight, self.train_bias = trained
+        self.groups = groups
+        self.outputs = self.weight_shape[0] // groups
+        self.weight_columns = torch.Size(self.weight_shape[1:]).numel() if self.train_weight else 0
+        self.columns = self.weight_columns + int(self.train_bias)
+
+    @property
+    @abc.abstractmethod
+    def gram_cost(self) -> float:
+        """Multiply-adds that ``gram`` needs."""
+
+    @abc.abstractmethod
+    def gram(self) -> Tensor:
+        """AᵀA in the accumulation precision, ``[g, d, d]``."""
+
+    @abc.abstractmethod
+    def kernel(self) -> Tensor:
+        """AAᵀ in the accumulation precision, ``[g, m, m]``."""
+
+    @abc.abstractmethod
+    def to_rows(self, output: Tensor) -> Tensor:
+        """An output as a matrix ``[g, m, o]``."""
+
+    @abc.abstractmethod
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """The inverse of ``to_rows``."""
+
+    def stack(self, parameters: Parameters) -> Tensor:
+        weight, bias = parameters
+        parts = []
+        if weight is not None:
+            parts.append(weight.reshape(self.groups, self.outputs, self.weight_columns))
+        if bias is not None:
+            parts.append(bias.reshape(self.groups, self.outputs, 1))
+        return torch.cat(parts, dim=-1)
+
+    def unstack(self, stacked: Tensor) -> Parameters:
+        weight = bias = None
+        if self.train_weight:
+            weight = stacked[..., : self.weight_columns].reshape(self.weight_shape)
+        if self.train_bias:
+            bias = stacked[..., -1].reshape(-1)
+        return weight, bias

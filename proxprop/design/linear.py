@@ -1,0 +1,67 @@
+"""The design matrix of a fully connected layer, A = [a 1] (algorithm: paper, Section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype
+
+
+class LinearDesign(MatrixDesign):
+    """A = [a 1] for inputs ``a`` of shape ``[*, in]``: leading dimensions are rows, m = their product.
+
+    Args:
+        input: The layer's input, ``[*, in]``.
+        weight_shape: ``(out, in)``.
+        trained: Whether the weight and whether the bias is trained.
+    """
+
+    def __init__(self, input: Tensor, weight_shape: Sequence[int], trained: Sequence[bool]) -> None:
+        super().__init__(input, weight_shape, groups=1, trained=trained)
+        self.input = input.reshape(-1, input.shape[-1]).to(self.dtype)  # [m, in]
+        self.rows = self.input.shape[0]
+
+    def apply(self, parameters: Parameters) -> Tensor:
+        weight, bias = parameters
+        if weight is None:
+            assert bias is not None
+            return bias.expand(self.rows, -1)
+        return torch.nn.functional.linear(self.input, weight, bias)  # [m, out]
+
+    def adjoint(self, output: Tensor) -> Parameters:
+        rows = output.reshape(self.rows, self.outputs)
+        weight = rows.T @ self.input if self.train_weight else None
+        bias = rows.sum(0) if self.train_bias else None
+        return weight, bias
+
+    def squared_norms(self, output: Tensor) -> Tensor:
+        return output.square().sum(0).reshape(1, self.outputs, 1)
+
+    @property
+    def gram_cost(self) -> float:
+        return self.rows * self.columns**2
+
+    def gram(self) -> Tensor:
+        matrix = self._matrix()
+        return (matrix.T @ matrix)[None]
+
+    def kernel(self) -> Tensor:
+        matrix = self._matrix()
+        return (matrix @ matrix.T)[None]
+
+    def to_rows(self, output: Tensor) -> Tensor:
+        return output.reshape(1, self.rows, self.outputs)
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        return rows[0]
+
+    def _matrix(self) -> Tensor:
+        """A itself, ``[m, d]``, in the accumulation precision."""
+        input = self.input.to(accumulation_dtype(self.input))
+        parts = [input] if self.train_weight else []
+        if self.train_bias:
+            parts.append(input.new_ones(self.rows, 1))
+        return torch.cat(parts, dim=-1)

@@ -1,0 +1,65 @@
+"""The one place where autograd is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from proxprop.design import Design
+from proxprop.modes import Mode
+
+
+class Settings(Protocol):
+    """What the backward pass reads from a layer, at the moment when it runs."""
+
+    @property
+    def mode(self) -> Mode: ...
+
+    @property
+    def tau_prox(self) -> float: ...
+
+
+class ProximalStep(torch.autograd.Function):
+    """The identity on a layer's output, whose backward pass gives the layer's parameters their direction D.
+
+    The layer computes its output with detached parameters, so PyTorch itself owns the gradient of the input. This
+    function hands the output's gradient on unchanged (the explicit step on the activation) and returns D for the
+    parameters (the implicit step).
+
+    Arguments of ``apply``: the output; the layer's settings; a function from the inputs to the design matrix; the
+    number of inputs; the input tensors; the parameters (None for one that does not exist).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        settings: Settings,
+        make_design: Callable[..., Design],
+        input_count: int,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        # Marked as changed in place: no copy is made, and an in-place activation may follow.
+        ctx.mark_dirty(output)
+        ctx.save_for_backward(*tensors[:input_count])
+        ctx.settings, ctx.make_design = settings, make_design
+        ctx.dtypes = [None if p is None else p.dtype for p in tensors[input_count:]]
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            design = ctx.make_design(*inputs)
+            directions = ctx.settings.mode.direction(
+                design, gradient.to(design.dtype), ctx.settings.tau_prox
+            )
+            directions = [
+                d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)
+            ]
+        return gradient, None, None, None, *(None for _ in inputs), *directions

@@ -1,0 +1,209 @@
+"""ProxProp classes of any module that is linear in its parameters, in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from proxprop.design import AutogradDesign, working_dtype
+from proxprop.layers import (
+    Linearised,
+    ProxPropConv1d,
+    ProxPropConv2d,
+    ProxPropConv3d,
+    ProxPropLayer,
+    ProxPropLinear,
+)
+from proxprop.linearity import is_linear
+
+
+class _BaseForward(nn.Module):
+    """The forward pass of a layer's base class as a module of its own, without the layer's hooks."""
+
+    def __init__(self, layer: ProxPropLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super(ProxPropLayer, self.layer).forward(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One call of a layer's base class, as a function of the parameters and the tensors among its arguments.
+
+    ``positional`` and ``keywords`` hold the arguments; where one is a tensor, they hold None and it is passed anew.
+    """
+
+    layer: ProxPropLayer
+    positional: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    @classmethod
+    def split(
+        cls, layer: ProxPropLayer, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[_Call, list[Tensor]]:
+        """The call without its tensors, and the tensors."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        positional = tuple(_Hole if isinstance(value, Tensor) else value for value in args)
+        keywords = {
+            key: _Hole if isinstance(value, Tensor) else value for key, value in kwargs.items()
+        }
+        return cls(layer, positional, keywords), tensors
+
+    def __call__(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
+        """The output; the base class may update buffers."""
+        return self._run(self._named(parameters), tensors)
+
+    def pure(
+        self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype
+    ) -> Any:
+        """The output in precision ``dtype``; buffers stay as they are."""
+        buffers = {
+            f"layer.{name}": _cast(b.clone(), dtype) for name, b in self.layer.named_buffers()
+        }
+        return self._run(
+            self._named(parameters) | buffers, [_cast(tensor, dtype) for tensor in tensors]
+        )
+
+    def _named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        names = (f"layer.{name}" for name, _ in self.layer.named_parameters())
+        return dict(zip(names, parameters, strict=True))
+
+    def _run(self, state: dict[str, Tensor], tensors: Sequence[Tensor]) -> Any:
+        remaining = iter(tensors)
+        args = tuple(next(remaining) if value is _Hole else value for value in self.positional)
+        kwargs = {
+            key: next(remaining) if value is _Hole else value
+            for key, value in self.keywords.items()
+        }
+        return torch.func.functional_call(_BaseForward(self.layer), state, args, kwargs)
+
+
+class _Hole:
+    """Stands where a call had a tensor."""
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class GeneratedLayer(ProxPropLayer):
+    """A ProxProp layer of unknown structure: conjugate gradients treat its parameters as one stacked vector."""
+
+    matrix_known = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._found_linear = False
+        if next(self.parameters(), None) is None:
+            raise TypeError(
+                f"{type(self).__name__}: the module has no parameters to take a step on"
+            )
+
+    def _linearised(self, *args: Any, **kwargs: Any) -> Linearised:
+        call, tensors = _Call.split(self, args, kwargs)
+        parameters = tuple(self.parameters())
+        detached = [p.detach() for p in parameters]
+        dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
+        if not self._found_linear:
+            self._check_linear(
+                lambda values: call.pure(values, tensors, dtype), [p.to(dtype) for p in detached]
+            )
+
+        def make_design(*inputs: Tensor) -> AutogradDesign:
+            trained = [p.requires_grad for p in parameters]
+            return AutogradDesign(
+                lambda values: call.pure(values, inputs, dtype), detached, trained, dtype
+            )
+
+        return call(detached, tensors), make_design, tensors, parameters
+
+    def _check_linear(
+        self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor]
+    ) -> None:
+        if not is_linear(forward, like):
+            names = ", ".join(name for name, _ in self.named_parameters())
+            raise TypeError(
+                f"{type(self).__name__}: the output must be one tensor, linear in all parameters together "
+                f"({names}); a proximal step is not defined for this module"
+            )
+        self._found_linear = True
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the base class, so that it does not matter under which name the generated class is kept."""
+        reduced = super().__reduce_ex__(protocol)
+        base = type(self).__dict__.get("_generated_from")
+        return reduced if base is None else (_new_instance, (base,), *reduced[2:])
+
+
+def _new_instance(base: type[nn.Module]) -> nn.Module:
+    cls = proxprop_module_generator(base)
+    return cls.__new__(cls)
+
+
+_WRITTEN_OUT: dict[type[nn.Module], type[ProxPropLayer]] = {
+    nn.Linear: ProxPropLinear,
+    nn.Conv1d: ProxPropConv1d,
+    nn.Conv2d: ProxPropConv2d,
+    nn.Conv3d: ProxPropConv3d,
+}
+
+
+@functools.cache
+def proxprop_module_generator(base: type[nn.Module]) -> type[ProxPropLayer]:
+    """Make a ProxProp class of a module class whose output is linear in all of its parameters together.
+
+    The class is a subclass of ``base`` with the same constructor plus the keywords ``tau_prox`` and
+    ``optimization_mode`` (see ``ProxPropLinear``), and the same ``state_dict``. For ``torch.nn.Linear`` and
+    ``Conv1d/2d/3d`` it is the class that this package has under that name. Of any other class the structure is
+    unknown: it offers the modes ``'prox_cgN'``, ``'published_cgN'`` and ``'gradient'``, and its conjugate gradients
+    treat all parameters as one stacked vector, with one step length.
+
+    Example:
+        >>> ProxPropConvTranspose2d = proxprop_module_generator(torch.nn.ConvTranspose2d)
+        >>> layer = ProxPropConvTranspose2d(16, 8, kernel_size=3, tau_prox=0.5, optimization_mode="prox_cg3")
+
+    Raises:
+        TypeError: if ``base`` is no ``torch.nn.Module`` class or a lazy one; at construction if the module has no
+            parameters; at the first forward pass with gradients if its output is not linear in them.
+    """
+    if not (isinstance(base, type) and issubclass(base, nn.Module)):
+        raise TypeError(
+            f"proxprop_module_generator takes a class of torch.nn modules, got {base!r}"
+        )
+    if issubclass(base, ProxPropLayer):
+        return base
+    if issubclass(base, LazyModuleMixin):
+        raise TypeError(
+            f"lazy modules change their class at first use; generate from {base.cls_to_become} instead"
+        )
+    if base in _WRITTEN_OUT:
+        return _WRITTEN_OUT[base]
+    return type(
+        f"ProxProp{base.__name__}",
+        (GeneratedLayer, base),
+        {
+            "__doc__": f"``{base.__name__}`` with a proximal step.\n\n{ProxPropLayer.__doc__}",
+            "__module__": base.__module__,
+            "__signature__": _signature(base),
+            "_generated_from": base,
+        },
+    )
+
+
+def _signature(base: type[nn.Module]) -> inspect.Signature:
+    """The constructor's signature: the base class's, plus the two keywords."""
+    signature = inspect.signature(base)
+    own = inspect.signature(ProxPropLayer)
+    keywords = [own.parameters[name] for name in ("tau_prox", "optimization_mode")]
+    parameters = list(signature.parameters.values())
+    at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
+    return signature.replace(parameters=[*parameters[:at], *keywords, *parameters[at:]])

@@ -1,0 +1,93 @@
+"""The values of ``optimization_mode``: each is parsed once, into an object that computes the direction."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Protocol
+
+from torch import Tensor
+
+from proxprop.cost import direct_system, iterative_system
+from proxprop.design import ConvDesign, Design, MatrixDesign, Parameters
+from proxprop.solvers import CGRules, conjugate_gradients
+
+ALLOWED = "'prox_exact', 'prox_cgN' with N >= 1, 'gradient' or 'published_cgN' with N >= 1"
+
+
+class Mode(Protocol):
+    """How a layer's direction D follows from its design matrix A and the gradient G of its output."""
+
+    @property
+    def needs_matrix(self) -> bool:
+        """Whether the structure of A must be known."""
+
+    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
+        """D, shaped like the layer's parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """D = AᵀG: back-propagation."""
+
+    needs_matrix = False
+
+    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
+        return design.adjoint(gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """D = (AᵀA + I/τ)⁻¹ AᵀG (paper, equation 12)."""
+
+    needs_matrix = True
+
+    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
+        assert isinstance(design, MatrixDesign)
+        return direct_system(design, gradient, 1 / tau).solve()
+
+
+@dataclasses.dataclass(frozen=True)
+class ConjugateGradient:
+    """``iterations`` textbook conjugate gradient steps towards the exact direction (paper, Section 3.2)."""
+
+    iterations: int
+    needs_matrix = False
+
+    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
+        system = iterative_system(design, gradient, 1 / tau, self.iterations)
+        return conjugate_gradients(system, self.iterations, CGRules())
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedConjugateGradient:
+    """The solver of the authors' published code, whose figures the paper shows (see docs/algorithm.md)."""
+
+    iterations: int
+    needs_matrix = False
+
+    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
+        rules = CGRules(
+            damping=1e-6,
+            stop_below=1e-2,
+            conjugate_second_direction=False,
+            one_step_length=isinstance(design, ConvDesign),
+        )
+        system = iterative_system(design, gradient, 1 / tau, self.iterations)
+        return conjugate_gradients(system, self.iterations, rules)
+
+
+def parse_mode(text: str) -> Mode:
+    """The mode that ``text`` names.
+
+    Raises:
+        ValueError: if it names none.
+    """
+    if text == "gradient":
+        return Gradient()
+    if text == "prox_exact":
+        return Exact()
+    if isinstance(text, str) and (match := re.fullmatch(r"(prox|published)_cg([1-9][0-9]*)", text)):
+        kind = ConjugateGradient if match[1] == "prox" else PublishedConjugateGradient
+        return kind(int(match[2]))
+    raise ValueError(f"optimization_mode must be {ALLOWED}, got {text!r}")

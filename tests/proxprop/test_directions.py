@@ -1,0 +1,182 @@
+"""Every mode, layer and option against the dense float64 oracle."""
+
+import oracle
+import pytest
+import torch
+from torch import nn
+
+from proxprop import (
+    ProxPropConv1d,
+    ProxPropConv2d,
+    ProxPropConv3d,
+    ProxPropLinear,
+    proxprop_module_generator,
+)
+
+LAYERS = {
+    "wide": (lambda **k: ProxPropLinear(11, 6, **k), (4, 11)),
+    "tall": (lambda **k: ProxPropLinear(3, 5, **k), (9, 3)),
+    "no bias": (lambda **k: ProxPropLinear(5, 4, bias=False, **k), (7, 5)),
+    "one output": (lambda **k: ProxPropLinear(5, 1, **k), (7, 5)),
+    "one row": (lambda **k: ProxPropLinear(5, 3, **k), (1, 5)),
+    "unbatched": (lambda **k: ProxPropLinear(5, 3, **k), (5,)),
+    "sequence": (lambda **k: ProxPropLinear(5, 3, **k), (2, 3, 5)),
+    "sequence of sequences, no bias": (lambda **k: ProxPropLinear(5, 3, bias=False, **k), (2, 2, 3, 5)),
+    "conv1d": (lambda **k: ProxPropConv1d(2, 4, 3, **k), (3, 2, 9)),
+    "conv1d strided": (lambda **k: ProxPropConv1d(2, 3, 3, stride=2, padding=1, **k), (2, 2, 9)),
+    "conv2d": (lambda **k: ProxPropConv2d(3, 4, 3, padding=1, **k), (2, 3, 6, 5)),
+    "conv2d valid": (lambda **k: ProxPropConv2d(2, 3, (2, 3), padding="valid", **k), (2, 2, 5, 5)),
+    "conv2d same": (lambda **k: ProxPropConv2d(2, 3, (2, 4), padding="same", **k), (2, 2, 5, 4)),
+    "conv2d same dilated": (
+        lambda **k: ProxPropConv2d(2, 3, 3, padding="same", dilation=2, **k),
+        (2, 2, 6, 5),
+    ),
+    "conv2d strided": (lambda **k: ProxPropConv2d(2, 3, 3, stride=(2, 3), padding=(1, 2), **k), (2, 2, 7, 8)),
+    "conv2d dilated": (lambda **k: ProxPropConv2d(2, 3, 2, dilation=(2, 3), **k), (2, 2, 6, 7)),
+    "conv2d groups": (lambda **k: ProxPropConv2d(4, 6, 3, groups=2, padding=1, **k), (2, 4, 5, 5)),
+    "conv2d depthwise": (lambda **k: ProxPropConv2d(3, 3, 3, groups=3, **k), (2, 3, 5, 5)),
+    "conv2d no bias": (lambda **k: ProxPropConv2d(2, 3, 3, bias=False, **k), (2, 2, 5, 5)),
+    "conv2d unbatched": (lambda **k: ProxPropConv2d(2, 3, 3, padding=1, **k), (2, 5, 5)),
+    "conv2d pointwise": (lambda **k: ProxPropConv2d(4, 3, 1, **k), (2, 4, 3, 3)),
+    "conv2d few rows": (lambda **k: ProxPropConv2d(4, 3, 3, **k), (2, 4, 4, 3)),
+    "conv3d": (lambda **k: ProxPropConv3d(2, 3, (2, 3, 2), padding=(1, 0, 1), **k), (2, 2, 3, 4, 3)),
+    "conv3d groups strided": (
+        lambda **k: ProxPropConv3d(2, 4, 2, stride=(1, 2, 1), dilation=(1, 1, 2), groups=2, **k),
+        (2, 2, 3, 5, 4),
+    ),
+}
+for _mode in ("reflect", "replicate", "circular"):
+    LAYERS[f"conv1d {_mode}"] = (
+        lambda m=_mode, **k: ProxPropConv1d(2, 3, 3, padding=2, padding_mode=m, **k),
+        (2, 2, 6),
+    )
+    LAYERS[f"conv2d {_mode}"] = (
+        lambda m=_mode, **k: ProxPropConv2d(2, 3, 3, padding=(1, 2), padding_mode=m, **k),
+        (2, 2, 5, 4),
+    )
+    LAYERS[f"conv2d same {_mode}"] = (
+        lambda m=_mode, **k: ProxPropConv2d(2, 3, (2, 3), padding="same", padding_mode=m, **k),
+        (2, 2, 5, 4),
+    )
+
+GENERATED = {
+    "ConvTranspose2d": (
+        lambda **k: proxprop_module_generator(nn.ConvTranspose2d)(3, 2, 3, stride=2, padding=1, **k),
+        [torch.randn(2, 3, 4, 4, dtype=torch.float64)],
+    ),
+    "LayerNorm": (
+        lambda **k: proxprop_module_generator(nn.LayerNorm)(6, **k),
+        [torch.randn(4, 6, dtype=torch.float64)],
+    ),
+    "BatchNorm1d": (
+        lambda **k: proxprop_module_generator(nn.BatchNorm1d)(6, **k),
+        [torch.randn(5, 6, dtype=torch.float64)],
+    ),
+    "Bilinear": (
+        lambda **k: proxprop_module_generator(nn.Bilinear)(3, 4, 2, **k),
+        [torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)],
+    ),
+    "Embedding": (
+        lambda **k: proxprop_module_generator(nn.Embedding)(7, 3, **k),
+        [torch.tensor([[0, 3, 3], [6, 1, 0]])],
+    ),
+}
+
+
+def directions(layer, inputs, gradient):
+    """What a backward pass from ``gradient`` writes into ``.grad``."""
+    layer(*inputs).backward(gradient)
+    return {name: p.grad for name, p in layer.named_parameters() if p.requires_grad}
+
+
+def prepared(make, shape, mode, tau):
+    generator = torch.Generator().manual_seed(3)
+    layer = make(tau_prox=tau, optimization_mode=mode).double()
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    gradient = torch.randn(layer(x).shape, generator=generator, dtype=torch.float64)
+    return layer, x, gradient
+
+
+def expected(layer, inputs, gradient, mode, tau, stacked=False):
+    if mode == "prox_exact":
+        return oracle.exact(layer, inputs, gradient, tau)
+    if mode == "gradient":
+        a, shapes = oracle.design_matrix(layer, inputs)
+        return oracle.split(a.T @ gradient.flatten(), shapes)
+    kind, steps = mode.split("_cg")
+    published = kind == "published"
+    stacked = stacked or (published and not isinstance(layer, nn.Linear))
+    return oracle.conjugate_gradients(layer, inputs, gradient, tau, int(steps), published, stacked)
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg1", "prox_cg2", "prox_cg4", "gradient", "published_cg3"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_direction_agrees_with_the_dense_oracle(name, mode):
+    make, shape = LAYERS[name]
+    layer, x, gradient = prepared(make, shape, mode, tau=0.7)
+    actual = directions(layer, [x], gradient)
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, mode, 0.7)) < 1e-9
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2", "gradient", "published_cg2"])
+@pytest.mark.parametrize("name", ["wide", "tall", "conv2d", "conv2d groups", "conv2d few rows"])
+def test_only_what_is_trained_is_solved_for(name, mode, frozen):
+    make, shape = LAYERS[name]
+    layer, x, gradient = prepared(make, shape, mode, tau=0.7)
+    getattr(layer, frozen).requires_grad_(False)
+    actual = directions(layer, [x], gradient)
+    assert getattr(layer, frozen).grad is None
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, mode, 0.7)) < 1e-9
+
+
+@pytest.mark.parametrize("mode", ["prox_cg1", "prox_cg3", "gradient", "published_cg3"])
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_layers_treat_all_parameters_as_one_vector(name, mode):
+    make, inputs = GENERATED[name]
+    layer = make(tau_prox=0.7, optimization_mode=mode).double()
+    gradient = torch.randn(layer(*inputs).shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    actual = directions(layer, inputs, gradient)
+    assert oracle.relative_error(actual, expected(layer, inputs, gradient, mode, 0.7, stacked=True)) < 1e-9
+
+
+def test_generated_layers_honour_frozen_parameters():
+    make, inputs = GENERATED["ConvTranspose2d"]
+    layer = make(tau_prox=0.7, optimization_mode="prox_cg2").double()
+    layer.bias.requires_grad_(False)
+    gradient = torch.randn(layer(*inputs).shape, dtype=torch.float64)
+    actual = directions(layer, inputs, gradient)
+    assert layer.bias.grad is None
+    assert oracle.relative_error(actual, expected(layer, inputs, gradient, "prox_cg2", 0.7, stacked=True)) < 1e-9
+
+
+@pytest.mark.parametrize("tau", [5e-4, 0.05, 50.0])
+def test_many_iterations_reach_the_exact_direction(tau):
+    make, shape = LAYERS["conv2d"]
+    layer, x, gradient = prepared(make, shape, "prox_cg200", tau)
+    assert oracle.relative_error(directions(layer, [x], gradient), oracle.exact(layer, [x], gradient, tau)) < 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3"])
+@pytest.mark.parametrize("name", ["wide", "conv2d"])
+def test_directions_scale_with_the_gradient(name, mode, scale):
+    make, shape = LAYERS[name]
+    layer, x, gradient = prepared(make, shape, mode, 0.7)
+    layer, x, gradient = layer.float(), x.float(), gradient.float()
+    once = {k: v.clone() for k, v in directions(layer, [x], gradient).items()}
+    layer.zero_grad()
+    scaled = {k: v / scale for k, v in directions(layer, [x], gradient * scale).items()}
+    assert oracle.relative_error(scaled, once) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3", "published_cg3"])
+@pytest.mark.parametrize("name", ["wide", "tall", "conv2d"])
+def test_dead_outputs_get_no_step(name, mode):
+    make, shape = LAYERS[name]
+    layer, x, gradient = prepared(make, shape, mode, 0.7)
+    gradient[:, 0] = 0
+    actual = directions(layer, [x], gradient)
+    assert all(torch.isfinite(d).all() for d in actual.values())
+    assert actual["weight"][0].abs().max() == 0
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, mode, 0.7)) < 1e-9
