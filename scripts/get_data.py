@@ -142,8 +142,7 @@ def download(url: str, archive: Path, expected: str) -> None:
     if (actual := md5(part)) != expected:
         part.unlink()
         raise DataError(
-            f"{url} is not the official archive (MD5 {actual}, not {expected}); "
-            "what was downloaded is removed"
+            f"{url} is not the official archive (MD5 {actual}, not {expected}); what was downloaded is removed"
         )
     part.rename(archive)
 
@@ -165,8 +164,7 @@ def get_data(data: Path, source: Path | None, url: str) -> str:
                 download(url, source, ARCHIVE_MD5)
             except DataError as error:
                 raise DataError(
-                    f"{error}; put {ARCHIVE} or {FOLDER} on this disk by other means "
-                    "and run ./get_data.sh --from PATH"
+                    f"{error}; put {ARCHIVE} or {FOLDER} on this disk by other means and run ./get_data.sh --from PATH"
                 ) from None
     return describe(install(source, data))
 
@@ -192,12 +190,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help=f"take {ARCHIVE} or a {FOLDER} folder from disk (a copy that is not the official "
         "one is accepted and said to be so)",
     )
-    parser.add_argument(
-        "--data", metavar="DIR", type=Path, default=ROOT / "data", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--url", default=URL, help="a mirror of the official archive (default: %(default)s)"
-    )
+    parser.add_argument("--data", metavar="DIR", type=Path, default=ROOT / "data", help="default: %(default)s")
+    parser.add_argument("--url", default=URL, help="a mirror of the official archive (default: %(default)s)")
     return parser.parse_args(arguments)
 
 

@@ -97,13 +97,9 @@ def plot(options: argparse.Namespace) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="plot_paper.py", description=__doc__.splitlines()[0])
     parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="one folder a run")
-    parser.add_argument(
-        "--published", metavar="DIR", type=Path, help="the same runs with the published solver"
-    )
+    parser.add_argument("--published", metavar="DIR", type=Path, help="the same runs with the published solver")
     parser.add_argument("--output", metavar="FILE.pdf", type=Path, required=True)
-    parser.add_argument(
-        "--table", metavar="FILE.md", type=Path, help="write the last page's table as Markdown too"
-    )
+    parser.add_argument("--table", metavar="FILE.md", type=Path, help="write the last page's table as Markdown too")
     return parser
 
 

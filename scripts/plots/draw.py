@@ -122,7 +122,8 @@ def scale_loss(axes: Axes, low: float, high: float) -> None:
     axes.set_ylim(low, high)
     axes.yaxis.minorticks_off()
     if high < 300 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        subs = (1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
@@ -131,9 +132,7 @@ def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn]) -> Page:
     page = Page(figsize=style.PAGE)
     page.text(0.045, 0.955, title, fontsize=15, fontweight="bold", va="top")
     columns = len(figure.panels)
-    grid = page.add_gridspec(
-        1, columns, left=0.065, right=0.985, bottom=0.235, top=0.77, wspace=0.1 + 0.07 * columns
-    )
+    grid = page.add_gridspec(1, columns, left=0.065, right=0.985, bottom=0.235, top=0.77, wspace=0.1 + 0.07 * columns)
     if not drawn:
         page.text(0.5, 0.5, "no run of this figure is there", ha="center", color=style.MUTED)
         return page
@@ -141,13 +140,14 @@ def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn]) -> Page:
     for column, panel in enumerate(figure.panels):
         axes = page.add_subplot(grid[0, column])
         draw_panel(axes, panel, drawn, ends[panel.x])
+    rows = 2 if any(item.published for item in drawn) else 1
     handles, labels = page.axes[0].get_legend_handles_labels()
     page.legend(
         handles,
         labels,
         loc="upper left",
         bbox_to_anchor=(0.038, 0.905),
-        ncols=len(labels) if len(labels) < 6 else (len(labels) + 1) // 2,
+        ncols=(len(labels) + rows - 1) // rows,
         handlelength=3.6,
         columnspacing=1.8,
         borderaxespad=0,

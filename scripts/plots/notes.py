@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Page
 from scripts.plots import style
 from scripts.plots.runs import Run
 
-WIDTH = 200  # characters of the footer's font that fit on a page
+WIDTH = 218  # characters of the footer's font that fit on a page
 
 
 def status_note(names: Iterable[str], runs: dict[str, Run], where: str = "") -> str:
@@ -23,9 +23,7 @@ def status_note(names: Iterable[str], runs: dict[str, Run], where: str = "") -> 
             groups["missing"].append(name)
         elif run.status != "finished":
             groups[run.status].append(f"{name} (epoch {run.epochs})")
-    return " · ".join(
-        f"{status}{where}: {', '.join(members)}" for status, members in groups.items() if members
-    )
+    return " · ".join(f"{status}{where}: {', '.join(members)}" for status, members in groups.items() if members)
 
 
 def distinct(values: Iterable[Any]) -> str:
@@ -50,9 +48,7 @@ def describe_epochs(runs: list[Run]) -> str:
     """'50 (ProxProp), 1000 (BackProp)': the cut of a shortened suite shows here."""
     parts = []
     for kind, is_baseline in (("ProxProp", False), ("BackProp", True)):
-        lengths = sorted(
-            {run.epochs for run in runs if run.name.endswith("gradient") == is_baseline}
-        )
+        lengths = sorted({run.epochs for run in runs if run.name.endswith("gradient") == is_baseline})
         if lengths:
             parts.append(f"{', '.join(map(str, lengths))} ({kind})")
     return ", ".join(parts)
@@ -75,14 +71,12 @@ def provenance(runs: list[Run]) -> str:
         "date": dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
     }
     # Spaces within a field do not break a line (U+00A0).
-    return " · ".join(
-        f"{name}: {value}".replace(" ", "\N{NO-BREAK SPACE}") for name, value in fields.items()
-    )
+    return " · ".join(f"{name}: {value}".replace(" ", "\N{NO-BREAK SPACE}") for name, value in fields.items())
 
 
 def add_footer(page: Page, runs: list[Run], notes: list[str]) -> None:
     """Writes the notes and, below a rule, the provenance at the bottom of the page."""
     footer = textwrap.fill(provenance(runs), WIDTH)
-    page.text(0.045, 0.03, footer, fontsize=7.5, color=style.MUTED, va="bottom", linespacing=1.4)
-    note = "\n".join(textwrap.fill(note, WIDTH - 20) for note in notes if note)
+    page.text(0.045, 0.03, footer, fontsize=7.2, color=style.MUTED, va="bottom", linespacing=1.4)
+    note = "\n".join(textwrap.fill(note, WIDTH - 50) for note in notes if note)
     page.text(0.045, 0.118, note, fontsize=8, fontweight="bold", va="bottom", linespacing=1.3)

@@ -60,11 +60,11 @@ def make_row(label: str, run: Run | None, common_epoch: int, baseline: Run | Non
     slowness = run.seconds_per_epoch / baseline.seconds_per_epoch if baseline else math.nan
     return Row(
         label,
-        cell(run.train_loss(common_epoch), ".4g"),
-        cell(run.train_loss(run.epochs), ".4g"),
+        cell(run.train_loss(common_epoch), "#.3g"),
+        cell(run.train_loss(run.epochs), "#.3g"),
         cell(run.best_val_accuracy, ".2%"),
         cell(run.test_accuracy, ".2%"),
-        cell(run.seconds_per_epoch, ".3g"),
+        cell(run.seconds_per_epoch, ".2f"),
         cell(slowness, ".2f"),
         str(run.epochs),
         run.status,

@@ -1,0 +1,153 @@
+"""The data behind the figures, the notes and the table."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.errors import RecordError
+from scripts.plots.draw import Drawn, loss_limits, x_ends, x_unit
+from scripts.plots.figures import FIGURE_2, FIGURE_3, FIGURES, LOSS_BY_EPOCH, LOSS_BY_TIME
+from scripts.plots.notes import describe_data, provenance, short_commit, status_note
+from scripts.plots.runs import Run, load_run, load_runs, points
+from scripts.plots.table import make_table, to_markdown
+
+from .synthetic import write_run, write_suite
+
+
+def drawn(figure, runs: dict[str, Run]) -> list[Drawn]:
+    return [Drawn(curve, runs[curve.run]) for curve in figure.curves if curve.run in runs]
+
+
+def test_figures_show_the_runs_of_the_paper_configs(root: Path) -> None:
+    shown = {curve.run for figure in FIGURES for curve in figure.curves}
+    assert shown == {path.stem for path in (root / "configs" / "paper").glob("*.yaml")}
+
+
+def test_time_is_the_sum_of_the_epochs(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "a", epoch_seconds=2.0, epochs=3))
+    assert list(run.metrics["seconds"]) == [0, 2, 4, 6]
+
+
+def test_a_run_without_rows_is_no_run(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    header = (folder / "metrics.csv").read_text().splitlines()[0]
+    (folder / "metrics.csv").write_text(header + "\n")
+    assert load_run(folder) is None
+
+
+def test_status_of_runs(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", finished=False, epochs=3)
+    write_run(tmp_path / "c", diverges=True, epochs=2)
+    runs = load_runs(tmp_path)
+    note = status_note(["a", "b", "c", "d"], runs)
+    assert note == "missing: d · unfinished: b (epoch 3) · diverged: c (epoch 2)"
+
+
+def test_load_runs_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="absent is no folder"):
+        load_runs(tmp_path / "absent")
+    with pytest.raises(RecordError, match="holds no run"):
+        load_runs(tmp_path)
+
+
+def test_points_reach_just_past_the_axis(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "a", epochs=9))
+    xs, ys = points(run, "epoch", "train_loss", x_end=4)
+    assert list(xs) == [0, 1, 2, 3, 4, 5]
+    assert ys[0] == pytest.approx(2.3)
+
+
+def test_points_of_a_diverged_run_end_with_the_last_finite_value(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "a", diverges=True, epochs=3))
+    xs, ys = points(run, "epoch", "train_loss", x_end=50)
+    assert list(xs) == [0, 1, 2]
+    assert np.isfinite(ys).all()
+
+
+def test_axes_end_with_the_proxprop_runs(tmp_path: Path) -> None:
+    runs = load_runs(write_suite(tmp_path / "paper"))
+    assert x_ends(FIGURE_2, drawn(FIGURE_2, runs)) == {"epoch": 50, "seconds": 300}  # exact: 50 * 6
+    assert x_ends(FIGURE_3, drawn(FIGURE_3, runs)) == {"epoch": 50, "seconds": 150}  # cg3: 50 * 3
+
+
+def test_axes_without_a_proxprop_run_end_with_the_baseline(tmp_path: Path) -> None:
+    write_run(tmp_path / "mlp_sgd_gradient", epochs=7, epoch_seconds=1)
+    ends = x_ends(FIGURE_2, drawn(FIGURE_2, load_runs(tmp_path)))
+    assert ends == {"epoch": 7, "seconds": 7}
+
+
+@pytest.mark.parametrize(("seconds", "size", "unit"), [(0, 1, "seconds"), (300, 60, "minutes"), (9000, 3600, "hours")])
+def test_time_unit_suits_the_axis(seconds: float, size: int, unit: str) -> None:
+    assert x_unit(LOSS_BY_TIME, seconds) == (size, f"Training time ({unit})")
+
+
+def test_a_diverging_curve_does_not_flatten_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path / "mlp_sgd_cg3", epochs=5)
+    write_run(tmp_path / "mlp_sgd_cg5", epochs=30, diverges=True)
+    items = drawn(FIGURE_2, load_runs(tmp_path))
+    low, high = loss_limits(LOSS_BY_EPOCH, items, 30)
+    assert 1 < low < 2.3
+    assert 2.3 < high < 6
+
+
+def test_provenance_lists_what_differs(tmp_path: Path) -> None:
+    unofficial = {"name": "cifar10", "official": False, "train_samples": 100, "files_md5": {}}
+    write_run(tmp_path / "a_gradient", epochs=9)
+    write_run(tmp_path / "b", seed=3, data=unofficial, date="2026-06-01T00:00:00+00:00")
+    text = provenance(list(load_runs(tmp_path).values())).replace("\N{NO-BREAK SPACE}", " ")
+    assert "seed: 0, 3" in text
+    assert "CIFAR-10, official copy, 45,000 training images" in text
+    assert "CIFAR-10, NOT the official copy, 100 training images" in text
+    assert "epochs run: 4 (ProxProp), 9 (BackProp)" in text
+    assert "date: 2026-05-04 to 2026-06-01" in text
+    assert text.count("Example GPU (cuda)") == 1
+
+
+def test_provenance_of_digits_claims_no_copy() -> None:
+    data = {"name": "digits", "official": None, "train_samples": 1200}
+    assert describe_data(data) == "scikit-learn digits, 1,200 training images"
+
+
+@pytest.mark.parametrize(
+    ("commit", "text"),
+    [(None, "unknown"), ("0123456789abc", "0123456789"), ("0123456789abc-dirty", "0123456789-dirty")],
+)
+def test_short_commit(commit: str | None, text: str) -> None:
+    assert short_commit(commit) == text
+
+
+def test_table_compares_with_backprop(tmp_path: Path) -> None:
+    write_run(tmp_path / "paper" / "mlp_sgd_gradient", epochs=20, epoch_seconds=2)
+    write_run(tmp_path / "paper" / "mlp_sgd_cg3", epochs=10, epoch_seconds=5, decay=0.1)
+    write_run(tmp_path / "published" / "mlp_sgd_cg3", epochs=10, epoch_seconds=8)
+    runs = load_runs(tmp_path / "paper")
+    mlp, convnet = make_table(runs, load_runs(tmp_path / "published"))
+
+    rows = {row.label: row for row in mlp.rows}
+    assert mlp.common_epoch == 10
+    assert rows["BackProp"].ratio == "1.00"
+    assert rows["ProxProp (cg3)"].ratio == "2.50"
+    assert rows["ProxProp (cg3), published solver"].ratio == "4.00"
+    assert rows["ProxProp (cg3)"].final_loss == f"{runs['mlp_sgd_cg3'].train_loss(10):#.3g}"
+    assert rows["BackProp"].loss_at_common_epoch == f"{runs['mlp_sgd_gradient'].train_loss(10):#.3g}"
+    assert rows["ProxProp (cg3)"].test_accuracy == "51.25%"
+    assert rows["ProxProp (exact)"].status == "missing"
+    assert {row.status for row in convnet.rows} == {"missing"}
+
+
+def test_table_of_an_unfinished_run_has_no_test_accuracy(tmp_path: Path) -> None:
+    write_run(tmp_path / "mlp_sgd_cg3", finished=False)
+    run = load_runs(tmp_path)["mlp_sgd_cg3"]
+    assert math.isnan(run.test_accuracy)
+    (row,) = [row for row in make_table({run.name: run}, {})[0].rows if row.status != "missing"]
+    assert (row.test_accuracy, row.ratio, row.status) == ("–", "–", "unfinished")
+
+
+def test_markdown_rows_have_equal_cells(tmp_path: Path) -> None:
+    table = to_markdown(make_table(load_runs(write_suite(tmp_path / "paper")), {}))
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 8 + 2 * 2
+    assert {line.count("|") for line in rows} == {10}
