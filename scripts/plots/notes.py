@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Page
 from scripts.plots import style
 from scripts.plots.runs import Run
 
-WIDTH = 218  # characters of the footer's font that fit on a page
+WIDTH = 226  # characters of the footer's font that fit on a page
 
 
 def status_note(names: Iterable[str], runs: dict[str, Run], where: str = "") -> str:
@@ -75,8 +75,8 @@ def provenance(runs: list[Run]) -> str:
 
 
 def add_footer(page: Page, runs: list[Run], notes: list[str]) -> None:
-    """Writes the notes and, below a rule, the provenance at the bottom of the page."""
+    """Writes the notes and, below them, the provenance at the bottom of the page."""
     footer = textwrap.fill(provenance(runs), WIDTH)
     page.text(0.045, 0.03, footer, fontsize=7.2, color=style.MUTED, va="bottom", linespacing=1.4)
-    note = "\n".join(textwrap.fill(note, WIDTH - 50) for note in notes if note)
+    note = "\n".join(textwrap.fill(note, WIDTH - 56) for note in notes if note)
     page.text(0.045, 0.118, note, fontsize=8, fontweight="bold", va="bottom", linespacing=1.3)

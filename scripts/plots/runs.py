@@ -85,13 +85,14 @@ def load_runs(results: Path) -> dict[str, Run]:
 
 
 def points(run: Run, x: str, y: str, x_end: float) -> tuple[np.ndarray, np.ndarray]:
-    """The curve of ``y`` over ``x``, up to one point past ``x_end`` and to the last finite value.
+    """The curve of ``y`` over ``x``, up to one point past ``x_end``.
 
+    Epochs whose training loss is not finite are left out: a diverged run's accuracy means nothing.
     Several seeds of a run would become a mean and a band here.
     """
     xs = run.metrics[x].to_numpy(dtype=float)
     ys = run.metrics[y].to_numpy(dtype=float)
     visible = int(np.searchsorted(xs, x_end, side="right")) + 1
-    xs, ys = xs[:visible], ys[:visible]
-    finite = np.isfinite(ys)
-    return xs[finite], ys[finite]
+    finite = np.isfinite(ys) & np.isfinite(run.metrics["train_loss"].to_numpy(dtype=float))
+    shown = np.flatnonzero(finite[:visible])
+    return xs[shown], ys[shown]

@@ -111,25 +111,25 @@ def draw_table(groups: list[Group]) -> Page:
     count = sum(len(group.rows) + 1.5 for group in groups)
     height = min(0.042, 0.62 / count)
 
-    def write(y: float, cells: tuple[str, ...], va: str = "center") -> None:
-        page.text(0.055, y, cells[0], va=va, fontsize=9)
+    def write(y: float, cells: tuple[str, ...]) -> None:
+        page.text(0.055, y, cells[0], va="baseline", fontsize=9)
         for end, content in zip(COLUMN_ENDS, cells[1:], strict=True):
-            page.text(end, y, content, ha="right", va=va, fontsize=9, linespacing=1.2)
+            page.text(end, y, content, ha="right", va="baseline", fontsize=9, linespacing=1.2)
 
     def rule(y: float, width: float) -> None:
         page.add_artist(Line2D([0.045, 0.965], [y, y], color=style.INK, linewidth=width))
 
     rule(0.89, 1.2)
-    write(0.82, HEADINGS, va="bottom")
+    write(0.828, HEADINGS)
     rule(0.805, 0.6)
-    y = 0.805 - 0.9 * height
+    y = 0.805 - height
     for group in groups:
         title = f"{group.title} (N = {group.common_epoch})"
-        page.text(0.055, y, title, fontsize=9.5, fontweight="bold", va="center")
+        page.text(0.055, y, title, fontsize=9.5, fontweight="bold", va="baseline")
         y -= height
         for row in group.rows:
             write(y, astuple(row))
             y -= height
         y -= 0.5 * height
-    rule(y + 0.6 * height, 1.2)
+    rule(y + 0.9 * height, 1.2)
     return page

@@ -65,6 +65,7 @@ def test_points_of_a_diverged_run_end_with_the_last_finite_value(tmp_path: Path)
     xs, ys = points(run, "epoch", "train_loss", x_end=50)
     assert list(xs) == [0, 1, 2]
     assert np.isfinite(ys).all()
+    assert len(points(run, "epoch", "val_accuracy", x_end=50)[0]) == 3
 
 
 def test_axes_end_with_the_proxprop_runs(tmp_path: Path) -> None:
