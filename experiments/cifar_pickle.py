@@ -85,10 +85,11 @@ _ADMITTED = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# The unpickler in Python, not the one in C: a single flipped bit makes the latter allocate gigabytes for its memo.
+class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
-            raise _Forbidden(f"{module}.{name}")
+            raise _Forbidden(repr(f"{module}.{name}"))  # a name may hold anything, newlines too
         return _ADMITTED[module, name]
 
 

@@ -151,8 +151,7 @@ _SECTIONS: dict[tuple[str, ...], type[_Section]] = {
     ("proxprop",): ProxPropConfig,
 }
 _PATTERNS = {
-    "name": "must be letters, digits, '.', '_' and '-' (it names a folder), beginning with a letter"
-    " or digit",
+    "name": "must be letters, digits, '.', '_' and '-' (it names a folder), beginning with a letter or digit",
     "device": "must be auto, cpu, cuda or cuda:N",
 }
 
@@ -178,10 +177,15 @@ def _describe(error: Any) -> str:
             return f"{key}.name: must be {_MODEL_NAMES}, got {error['ctx']['tag']!r}"
         case "model_type" | "model_attributes_type":
             return f"{key}: must be a mapping of keys to values, got {got}"
-        case "string_pattern_mismatch":
+        case "string_pattern_mismatch" | "string_type" if key in _PATTERNS:
             return f"{key}: {_PATTERNS[key]}, got {got}"
+        case "too_short":
+            return f"{key}: must have at least {error['ctx']['min_length']} entry, got {got}"
+        case "tuple_type":
+            return f"{key}: must be a list of integers, got {got}"
         case "value_error":
-            return f"{key}: {error['ctx']['error']}"
+            problem = str(error["ctx"]["error"]).removeprefix(f"{where[-1]} ")
+            return f"{key}: {problem}"
         case _:
             return f"{key}: {error['msg'].replace('Input should', 'must')}, got {got}"
 

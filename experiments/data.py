@@ -65,8 +65,7 @@ def load(config: DataConfig, device: torch.device) -> Data:
     count = available if config.train_samples is None else config.train_samples
     if count > available:
         raise DataError(
-            f"data.train_samples: must be at most {available}, the size of {config.name}'s "
-            f"training set, got {count}"
+            f"data.train_samples: must be at most {available}, the size of {config.name}'s training set, got {count}"
         )
     if config.name == "cifar10":
         train, val, test, identity = _cifar10(Path(config.root), count, device)
@@ -75,9 +74,7 @@ def load(config: DataConfig, device: torch.device) -> Data:
     return Data(train, val, test, {"name": config.name, "train_samples": count, **identity})
 
 
-def _cifar10(
-    root: Path, count: int, device: torch.device
-) -> tuple[Split, Split, Split, dict[str, Any]]:
+def _cifar10(root: Path, count: int, device: torch.device) -> tuple[Split, Split, Split, dict[str, Any]]:
     folder = root / "cifar-10-batches-py"
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; run ./get_data.sh, or set data.root to the "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, fields
@@ -40,7 +39,7 @@ class RunWriter:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / SUMMARY).unlink(missing_ok=True)
             (folder / CONFIG).write_text(dump_config(config))
-            self._metrics = open(folder / METRICS, "w", newline="")
+            self._metrics = (folder / METRICS).open("w", newline="")
             self._write_row(COLUMNS)
 
     def append(self, record: EpochRecord) -> None:
@@ -53,7 +52,7 @@ class RunWriter:
         temporary = self.folder / (SUMMARY + ".tmp")
         with _writing(self.folder):
             temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-            os.replace(temporary, self.folder / SUMMARY)
+            temporary.replace(self.folder / SUMMARY)
 
     def _write_row(self, cells: list[Any]) -> None:
         csv.writer(self._metrics, lineterminator="\n").writerow(cells)

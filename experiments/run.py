@@ -24,9 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m experiments.run", description="Run one config.")
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="e.g. optimizer.lr=0.1 epochs=3"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optimizer.lr=0.1 epochs=3")
     parser.add_argument(
         "--output",
         type=Path,

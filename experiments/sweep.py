@@ -84,9 +84,7 @@ def config_files(paths: Sequence[Path]) -> list[Path]:
     return list(files.values())
 
 
-def plan(
-    files: Sequence[Path], overrides: Sequence[str], output: Path, overwrite: bool
-) -> list[PlannedRun]:
+def plan(files: Sequence[Path], overrides: Sequence[str], output: Path, overwrite: bool) -> list[PlannedRun]:
     """Validate all configs, devices and what the runs' folders already hold."""
     runs: list[PlannedRun] = []
     owners: dict[Path, Path] = {}
@@ -94,9 +92,7 @@ def plan(
         try:
             config = load_config(path, overrides)
         except ConfigError as error:
-            raise ConfigError(
-                str(error) if str(path) in str(error) else f"{path}: {error}"
-            ) from error
+            raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
         folder = run_folder(output, path, config)
         if folder in owners:
             raise ConfigError(f"name: {owners[folder]} and {path} would both write {folder}")
@@ -128,9 +124,7 @@ def _load_all(runs: Sequence[PlannedRun]) -> dict[tuple[DataConfig, torch.device
     return loaded
 
 
-def _execute_or_skip(
-    run: PlannedRun, data: dict[tuple[DataConfig, torch.device], Data]
-) -> ExperimentError | None:
+def _execute_or_skip(run: PlannedRun, data: dict[tuple[DataConfig, torch.device], Data]) -> ExperimentError | None:
     """The known error the run failed with, if any."""
     if run.skip:
         print(f"{run.config.name}: skipped, already in {run.folder}", flush=True)
@@ -155,8 +149,7 @@ def _print_table(runs: Sequence[PlannedRun], failures: dict[Path, ExperimentErro
         train_loss = read_metrics(run.folder)["train_loss"].iloc[-1]
         print(
             f"{run.folder!s:{width}}  {summary['status']:9} {summary['epochs']:6}  "
-            f"{train_loss:10.4g}  {summary['test_accuracy']:13.2%}"
-            + ("  (skipped)" if run.skip else "")
+            f"{train_loss:10.4g}  {summary['test_accuracy']:13.2%}" + ("  (skipped)" if run.skip else "")
         )
 
 

@@ -92,9 +92,7 @@ def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
     device = split.labels.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    batches = zip(
-        split.images.split(_EVALUATION_BATCH), split.labels.split(_EVALUATION_BATCH), strict=True
-    )
+    batches = zip(split.images.split(_EVALUATION_BATCH), split.labels.split(_EVALUATION_BATCH), strict=True)
     for images, labels in batches:
         logits = model(images)
         loss += F.cross_entropy(logits, labels, reduction="sum")

@@ -81,9 +81,7 @@ def apply_overrides(mapping: Mapping, overrides: Sequence[str]) -> Mapping:
         key, equals, value = text.partition("=")
         parts = key.split(".")
         if not equals or not all(parts):
-            raise ConfigError(
-                f"{text!r}: an override has the form key=value, e.g. optimizer.lr=0.1"
-            )
+            raise ConfigError(f"{text!r}: an override has the form key=value, e.g. optimizer.lr=0.1")
         try:
             nested: Any = yaml.load(value, Loader=_Loader)
         except (yaml.YAMLError, ValueError) as error:
