@@ -63,14 +63,7 @@ def _dual(design: MatrixDesign, iterations: int | None) -> float:
 
 def _matrix_free(design: MatrixDesign, iterations: int) -> float:
     products = 2 * iterations - 1
-    return (
-        _model(design).matrix_free
-        * products
-        * design.groups
-        * design.rows
-        * design.columns
-        * design.outputs
-    )
+    return _model(design).matrix_free * products * design.groups * design.rows * design.columns * design.outputs
 
 
 def _model(design: Design) -> CostModel:

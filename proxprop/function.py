@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from proxprop.design import Design
-from proxprop.modes import Mode
+from proxprop.modes import Gradient, Mode
 
 
-class Settings(Protocol):
-    """What the backward pass reads from a layer, at the moment when it runs."""
+@dataclasses.dataclass
+class Settings:
+    """What the backward pass reads, at the moment when it runs; a layer's owner may change it at any time."""
 
-    @property
-    def mode(self) -> Mode: ...
-
-    @property
-    def tau_prox(self) -> float: ...
+    tau: float = 1.0
+    mode: Mode = dataclasses.field(default_factory=Gradient)
 
 
 class ProximalStep(torch.autograd.Function):
@@ -56,10 +55,8 @@ class ProximalStep(torch.autograd.Function):
         inputs = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
             design = ctx.make_design(*inputs)
-            directions = ctx.settings.mode.direction(
-                design, gradient.to(design.dtype), ctx.settings.tau_prox
-            )
-            directions = [
-                d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)
-            ]
+            # An empty batch has no system to solve.
+            mode = ctx.settings.mode if gradient.numel() else Gradient()
+            directions = mode.direction(design, gradient.to(design.dtype), ctx.settings.tau)
+            directions = [d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)]
         return gradient, None, None, None, *(None for _ in inputs), *directions

@@ -47,31 +47,21 @@ class _Call:
     keywords: dict[str, Any]
 
     @classmethod
-    def split(
-        cls, layer: ProxPropLayer, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[_Call, list[Tensor]]:
+    def split(cls, layer: ProxPropLayer, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[_Call, list[Tensor]]:
         """The call without its tensors, and the tensors."""
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         positional = tuple(_Hole if isinstance(value, Tensor) else value for value in args)
-        keywords = {
-            key: _Hole if isinstance(value, Tensor) else value for key, value in kwargs.items()
-        }
+        keywords = {key: _Hole if isinstance(value, Tensor) else value for key, value in kwargs.items()}
         return cls(layer, positional, keywords), tensors
 
     def __call__(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
         """The output; the base class may update buffers."""
         return self._run(self._named(parameters), tensors)
 
-    def pure(
-        self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype
-    ) -> Any:
+    def pure(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
         """The output in precision ``dtype``; buffers stay as they are."""
-        buffers = {
-            f"layer.{name}": _cast(b.clone(), dtype) for name, b in self.layer.named_buffers()
-        }
-        return self._run(
-            self._named(parameters) | buffers, [_cast(tensor, dtype) for tensor in tensors]
-        )
+        buffers = {f"layer.{name}": _cast(b.clone(), dtype) for name, b in self.layer.named_buffers()}
+        return self._run(self._named(parameters) | buffers, [_cast(tensor, dtype) for tensor in tensors])
 
     def _named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         names = (f"layer.{name}" for name, _ in self.layer.named_parameters())
@@ -80,10 +70,7 @@ class _Call:
     def _run(self, state: dict[str, Tensor], tensors: Sequence[Tensor]) -> Any:
         remaining = iter(tensors)
         args = tuple(next(remaining) if value is _Hole else value for value in self.positional)
-        kwargs = {
-            key: next(remaining) if value is _Hole else value
-            for key, value in self.keywords.items()
-        }
+        kwargs = {key: next(remaining) if value is _Hole else value for key, value in self.keywords.items()}
         return torch.func.functional_call(_BaseForward(self.layer), state, args, kwargs)
 
 
@@ -104,9 +91,7 @@ class GeneratedLayer(ProxPropLayer):
         super().__init__(*args, **kwargs)
         self._found_linear = False
         if next(self.parameters(), None) is None:
-            raise TypeError(
-                f"{type(self).__name__}: the module has no parameters to take a step on"
-            )
+            raise TypeError(f"{type(self).__name__}: the module has no parameters to take a step on")
 
     def _linearised(self, *args: Any, **kwargs: Any) -> Linearised:
         call, tensors = _Call.split(self, args, kwargs)
@@ -114,21 +99,15 @@ class GeneratedLayer(ProxPropLayer):
         detached = [p.detach() for p in parameters]
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
         if not self._found_linear:
-            self._check_linear(
-                lambda values: call.pure(values, tensors, dtype), [p.to(dtype) for p in detached]
-            )
+            self._check_linear(lambda values: call.pure(values, tensors, dtype), [p.to(dtype) for p in detached])
 
         def make_design(*inputs: Tensor) -> AutogradDesign:
             trained = [p.requires_grad for p in parameters]
-            return AutogradDesign(
-                lambda values: call.pure(values, inputs, dtype), detached, trained, dtype
-            )
+            return AutogradDesign(lambda values: call.pure(values, inputs, dtype), detached, trained, dtype)
 
         return call(detached, tensors), make_design, tensors, parameters
 
-    def _check_linear(
-        self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor]
-    ) -> None:
+    def _check_linear(self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor]) -> None:
         if not is_linear(forward, like):
             names = ", ".join(name for name, _ in self.named_parameters())
             raise TypeError(
@@ -145,19 +124,19 @@ class GeneratedLayer(ProxPropLayer):
 
 
 def _new_instance(base: type[nn.Module]) -> nn.Module:
-    cls = proxprop_module_generator(base)
+    cls: type[nn.Module] = proxprop_module_generator(base)
     return cls.__new__(cls)
 
 
-_WRITTEN_OUT: dict[type[nn.Module], type[ProxPropLayer]] = {
+_CLASSES: dict[type[nn.Module], type[ProxPropLayer]] = {
     nn.Linear: ProxPropLinear,
     nn.Conv1d: ProxPropConv1d,
     nn.Conv2d: ProxPropConv2d,
     nn.Conv3d: ProxPropConv3d,
 }
+"""The ProxProp class of each base class: those written out, and those generated so far."""
 
 
-@functools.cache
 def proxprop_module_generator(base: type[nn.Module]) -> type[ProxPropLayer]:
     """Make a ProxProp class of a module class whose output is linear in all of its parameters together.
 
@@ -176,27 +155,20 @@ def proxprop_module_generator(base: type[nn.Module]) -> type[ProxPropLayer]:
             parameters; at the first forward pass with gradients if its output is not linear in them.
     """
     if not (isinstance(base, type) and issubclass(base, nn.Module)):
-        raise TypeError(
-            f"proxprop_module_generator takes a class of torch.nn modules, got {base!r}"
-        )
+        raise TypeError(f"proxprop_module_generator takes a class of torch.nn modules, got {base!r}")
     if issubclass(base, ProxPropLayer):
         return base
     if issubclass(base, LazyModuleMixin):
-        raise TypeError(
-            f"lazy modules change their class at first use; generate from {base.cls_to_become} instead"
-        )
-    if base in _WRITTEN_OUT:
-        return _WRITTEN_OUT[base]
-    return type(
-        f"ProxProp{base.__name__}",
-        (GeneratedLayer, base),
-        {
+        raise TypeError(f"lazy modules change their class at first use; generate from {base.cls_to_become} instead")
+    if base not in _CLASSES:
+        members = {
             "__doc__": f"``{base.__name__}`` with a proximal step.\n\n{ProxPropLayer.__doc__}",
             "__module__": base.__module__,
             "__signature__": _signature(base),
             "_generated_from": base,
-        },
-    )
+        }
+        _CLASSES[base] = type(f"ProxProp{base.__name__}", (GeneratedLayer, base), members)
+    return _CLASSES[base]
 
 
 def _signature(base: type[nn.Module]) -> inspect.Signature:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from proxprop.design import ConvDesign, ConvGeometry, Design, LinearDesign
-from proxprop.function import ProximalStep
-from proxprop.modes import Mode, parse_mode
+from proxprop.function import ProximalStep, Settings
+from proxprop.modes import parse_mode
 
 Linearised = tuple[Tensor, Callable[..., Design], Sequence[Tensor], Sequence[Tensor | None]]
 """An output computed with detached parameters, a function from the inputs to A, the inputs, the parameters."""
@@ -45,29 +46,28 @@ class ProxPropLayer(nn.Module):
     matrix_known: ClassVar[bool] = True
     """Whether the design matrix is known by its structure, as ``'prox_exact'`` needs."""
 
-    def __init__(
-        self, *args: Any, tau_prox: float = 1.0, optimization_mode: str = "prox_cg1", **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, tau_prox: float = 1.0, optimization_mode: str = "prox_cg1", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._proximal = Settings()
         self.tau_prox = tau_prox
         self.optimization_mode = optimization_mode
 
     @property
     def tau_prox(self) -> float:
         """Step size τ of the proximal step."""
-        return self._tau_prox
+        return self._proximal.tau
 
     @tau_prox.setter
     def tau_prox(self, value: float) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value < math.inf:
             raise ValueError(f"tau_prox must be a positive finite number, got {value!r}")
-        self._tau_prox = float(value)
+        self._proximal.tau = float(value)
 
     @property
     def optimization_mode(self) -> str:
         """How the direction is computed."""
-        return self._optimization_mode
+        return str(self._proximal.mode)
 
     @optimization_mode.setter
     def optimization_mode(self, value: str) -> None:
@@ -77,18 +77,13 @@ class ProxPropLayer(nn.Module):
                 f"optimization_mode {value!r} needs a layer of known structure (Linear, Conv1d, Conv2d, Conv3d); "
                 f"{type(self).__name__} can have 'prox_cgN', 'published_cgN' with N >= 1 or 'gradient'"
             )
-        self._optimization_mode, self._mode = value, mode
-
-    @property
-    def mode(self) -> Mode:
-        """``optimization_mode`` as the object that computes the direction."""
-        return self._mode
+        self._proximal.mode = mode
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.parameters()):
             return super().forward(*args, **kwargs)
         output, make_design, inputs, parameters = self._linearised(*args, **kwargs)
-        return ProximalStep.apply(output, self, make_design, len(inputs), *inputs, *parameters)
+        return ProximalStep.apply(output, self._proximal, make_design, len(inputs), *inputs, *parameters)
 
     def _linearised(self, *args: Any, **kwargs: Any) -> Linearised:
         """The base class's forward pass with detached parameters, and what the backward pass needs."""
@@ -99,45 +94,40 @@ class ProxPropLayer(nn.Module):
         return ", ".join(filter(None, (super().extra_repr(), settings)))
 
 
-class _WeightAndBias(ProxPropLayer):
-    """A layer whose parameters are ``weight`` and ``bias``."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def _parameters_detached(self) -> tuple[Tensor, Tensor | None]:
-        return self.weight.detach(), None if self.bias is None else self.bias.detach()
-
-    def _trained(self) -> tuple[bool, bool]:
-        return self.weight.requires_grad, self.bias is not None and self.bias.requires_grad
+def _detached(layer: nn.Linear | _ConvNd) -> tuple[Tensor, Tensor | None]:
+    return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
 
 
-class LinearLayer(_WeightAndBias):
+def _trained(layer: nn.Linear | _ConvNd) -> tuple[bool, bool]:
+    return layer.weight.requires_grad, layer.bias is not None and layer.bias.requires_grad
+
+
+class LinearLayer(ProxPropLayer):
     """The forward pass and design matrix of ``torch.nn.Linear``."""
 
     def _linearised(self, input: Tensor) -> Linearised:
-        output = nn.functional.linear(input, *self._parameters_detached())
-        make_design = functools.partial(
-            LinearDesign, weight_shape=self.weight.shape, trained=self._trained()
-        )
-        return output, make_design, (input,), (self.weight, self.bias)
+        layer = cast(nn.Linear, self)
+        output = nn.functional.linear(input, *_detached(layer))
+        make_design = functools.partial(LinearDesign, weight_shape=layer.weight.shape, trained=_trained(layer))
+        return output, make_design, (input,), (layer.weight, layer.bias)
 
 
-class ConvLayer(_WeightAndBias):
+class ConvLayer(ProxPropLayer):
     """The forward pass and design matrix of ``torch.nn.Conv1d``, ``Conv2d`` and ``Conv3d``."""
 
     def _linearised(self, input: Tensor) -> Linearised:
-        output = self._conv_forward(input, *self._parameters_detached())
+        layer = cast(_ConvNd, self)
+        output = layer._conv_forward(input, *_detached(layer))
         geometry = ConvGeometry(
-            weight_shape=tuple(self.weight.shape),
-            stride=self.stride,
-            dilation=self.dilation,
-            groups=self.groups,
-            pad=tuple(self._reversed_padding_repeated_twice),
-            pad_mode="constant" if self.padding_mode == "zeros" else self.padding_mode,
+            weight_shape=tuple(layer.weight.shape),
+            stride=layer.stride,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            pad=tuple(layer._reversed_padding_repeated_twice),
+            pad_mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
-        make_design = functools.partial(ConvDesign, geometry=geometry, trained=self._trained())
-        return output, make_design, (input,), (self.weight, self.bias)
+        make_design = functools.partial(ConvDesign, geometry=geometry, trained=_trained(layer))
+        return output, make_design, (input,), (layer.weight, layer.bias)
 
 
 class ProxPropLinear(LinearLayer, nn.Linear):

@@ -16,7 +16,10 @@ ALLOWED = "'prox_exact', 'prox_cgN' with N >= 1, 'gradient' or 'published_cgN' w
 
 
 class Mode(Protocol):
-    """How a layer's direction D follows from its design matrix A and the gradient G of its output."""
+    """How a layer's direction D follows from its design matrix A and the gradient G of its output.
+
+    ``str(mode)`` is the value of ``optimization_mode`` that names it.
+    """
 
     @property
     def needs_matrix(self) -> bool:
@@ -32,6 +35,9 @@ class Gradient:
 
     needs_matrix = False
 
+    def __str__(self) -> str:
+        return "gradient"
+
     def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
         return design.adjoint(gradient)
 
@@ -41,6 +47,9 @@ class Exact:
     """D = (AᵀA + I/τ)⁻¹ AᵀG (paper, equation 12)."""
 
     needs_matrix = True
+
+    def __str__(self) -> str:
+        return "prox_exact"
 
     def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
         assert isinstance(design, MatrixDesign)
@@ -54,6 +63,9 @@ class ConjugateGradient:
     iterations: int
     needs_matrix = False
 
+    def __str__(self) -> str:
+        return f"prox_cg{self.iterations}"
+
     def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
         system = iterative_system(design, gradient, 1 / tau, self.iterations)
         return conjugate_gradients(system, self.iterations, CGRules())
@@ -66,11 +78,15 @@ class PublishedConjugateGradient:
     iterations: int
     needs_matrix = False
 
+    def __str__(self) -> str:
+        return f"published_cg{self.iterations}"
+
     def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
         rules = CGRules(
+            orthogonal=False,
+            conjugate=False,
             damping=1e-6,
             stop_below=1e-2,
-            conjugate_second_direction=False,
             one_step_length=isinstance(design, ConvDesign),
         )
         system = iterative_system(design, gradient, 1 / tau, self.iterations)

@@ -1,19 +1,17 @@
 """One linear system, (AᵀA + βI) D = AᵀG, in three equal forms.
 
-Each form chooses where vectors live and how AᵀA acts there; solvers do not know which one they work in.
+Each form chooses where vectors live and how AᵀA acts there; solvers do not know in which one they work. With n the
+length of a column (an output unit or channel), vectors are ``[g, o, n]``:
 
-========== ====================== ============================ =========================================
-form       a vector               stands for                   worth it when
-========== ====================== ============================ =========================================
-primal     ``V`` [g, o, d]        V                            few columns: convolutions, small layers
-dual       ``V`` [g, m, o]        AᵀV                          few rows: wide fully connected layers
-matrix-free ``V`` [g, o, d]       V                            few iterations, or a Gram matrix too large
-========== ====================== ============================ =========================================
+* ``Primal``: n = d, v stands for itself. For few columns of A: convolutions, small layers.
+* ``Dual``: n = m, v stands for Aᵀv. For few rows of A: wide fully connected layers.
+* ``MatrixFree``: n = d, v stands for itself. For few iterations, or a Gram matrix that is too large.
 """
 
 from __future__ import annotations
 
 import abc
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,47 +19,44 @@ from torch import Tensor
 from proxprop.design import Design, MatrixDesign, Parameters
 
 
+class Vector(NamedTuple):
+    """A vector and what it becomes in inner products: ⟨U, V⟩ = u.value · v.dual, column by column."""
+
+    value: Tensor
+    dual: Tensor
+
+    def plus(self, factor: Tensor, other: Vector) -> Vector:
+        """``self + factor · other``, without a product."""
+        value = self.value + factor * other.value
+        return Vector(value, value if self.dual is self.value else self.dual + factor * other.dual)
+
+
 class System(abc.ABC):
-    """(AᵀA + βI) D = AᵀG in one form.
+    """(AᵀA + βI) D = AᵀG in one form. Columns (output units or channels) do not mix."""
 
-    Vectors come with their *image*: the expensive product that the cheap methods need. Columns of the system (output
-    units or channels) do not mix; sums over one run along ``axis``.
-    """
-
-    axis: int
     beta: float
     residual: Tensor
-    """The right-hand side in this form: the residual of D = 0."""
+    """The right-hand side in this form: the residual of D = 0, ``[g, o, n]``."""
+
+    def vector(self, value: Tensor) -> Vector:
+        """``value`` with its dual."""
+        return Vector(value, value)
 
     @abc.abstractmethod
-    def product(self, v: Tensor) -> Tensor:
-        """The image of ``v``, by multiplication."""
-
-    def residual_image(self, r: Tensor) -> Tensor | None:
-        """The image of a residual, where its norm needs one."""
-        return None
-
-    def direction_image(
-        self, p: Tensor, image: Tensor | None, ratio: Tensor | None = None, previous: Tensor | None = None
-    ) -> Tensor:
-        """The image of a search direction: p = r + ratio · p′, of whose terms the images may be known."""
-        return self.product(p)
+    def image(self, p: Vector) -> Tensor:
+        """The product with A or its Gram matrix that the next two methods need."""
 
     @abc.abstractmethod
-    def squared_norm(self, v: Tensor, image: Tensor | None) -> Tensor:
-        """‖V‖² of every column."""
-
-    @abc.abstractmethod
-    def gram_form(self, image: Tensor, v: Tensor) -> Tensor:
-        """⟨V, AᵀA V⟩ of every column."""
+    def gram_form(self, p: Vector, image: Tensor) -> Tensor:
+        """⟨P, AᵀA P⟩ of every column, ``[g, o, 1]``."""
 
     @abc.abstractmethod
     def gram_times(self, image: Tensor) -> Tensor:
-        """AᵀA V, as a vector of this form."""
+        """AᵀA P as a vector of this form."""
 
     @abc.abstractmethod
-    def parameters(self, v: Tensor) -> Parameters:
-        """V, shaped like the layer's parameters."""
+    def parameters(self, value: Tensor) -> Parameters:
+        """What ``value`` stands for, shaped like the layer's parameters."""
 
 
 class DirectSystem(System):
@@ -93,27 +88,22 @@ class DirectSystem(System):
 class Primal(DirectSystem):
     """d×d: everything runs in the accumulation precision, which is cheap where d is small."""
 
-    axis = -1
-
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
         self.design, self.beta = design, beta
         self.matrix = design.gram()  # [g, d, d]
         self.residual = design.stack(design.adjoint(gradient)).to(self.matrix.dtype)  # [g, o, d]
 
-    def product(self, v: Tensor) -> Tensor:
-        return v @ self.matrix
+    def image(self, p: Vector) -> Tensor:
+        return p.value @ self.matrix
 
-    def squared_norm(self, v: Tensor, image: Tensor | None) -> Tensor:
-        return (v * v).sum(-1, keepdim=True)
-
-    def gram_form(self, image: Tensor, v: Tensor) -> Tensor:
-        return (v * image).sum(-1, keepdim=True)
+    def gram_form(self, p: Vector, image: Tensor) -> Tensor:
+        return (p.value * image).sum(-1, keepdim=True)
 
     def gram_times(self, image: Tensor) -> Tensor:
         return image
 
-    def parameters(self, v: Tensor) -> Parameters:
-        return self.design.unstack(v)
+    def parameters(self, value: Tensor) -> Parameters:
+        return self.design.unstack(value)
 
     def _solve(self, factor: Tensor) -> Tensor:
         return torch.cholesky_solve(self.residual.mT, factor).mT
@@ -122,64 +112,46 @@ class Primal(DirectSystem):
 class Dual(DirectSystem):
     """m×m: D = AᵀC with (AAᵀ + βI) C = G; the product with Aᵀ replaces back-propagation's own."""
 
-    axis = -2
-
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
         self.design, self.beta = design, beta
         self.matrix = design.kernel()  # [g, m, m]
-        self.residual = design.to_rows(gradient)  # [g, m, o]
+        self.residual = design.to_rows(gradient)  # [g, o, m]
         self._rounded = self.matrix.to(self.residual.dtype)
 
-    def product(self, v: Tensor) -> Tensor:
-        return self._rounded @ v
+    def vector(self, value: Tensor) -> Vector:
+        return Vector(value, value @ self._rounded)
 
-    def residual_image(self, r: Tensor) -> Tensor:
-        return self.product(r)
+    def image(self, p: Vector) -> Tensor:
+        return p.dual
 
-    def direction_image(
-        self, p: Tensor, image: Tensor | None, ratio: Tensor | None = None, previous: Tensor | None = None
-    ) -> Tensor:
-        assert image is not None
-        return image if ratio is None or previous is None else image + ratio * previous
-
-    def squared_norm(self, v: Tensor, image: Tensor | None) -> Tensor:
-        assert image is not None
-        return (v * image).sum(-2, keepdim=True)
-
-    def gram_form(self, image: Tensor, v: Tensor) -> Tensor:
-        return (image * image).sum(-2, keepdim=True)
+    def gram_form(self, p: Vector, image: Tensor) -> Tensor:
+        return (image * image).sum(-1, keepdim=True)
 
     def gram_times(self, image: Tensor) -> Tensor:
         return image
 
-    def parameters(self, v: Tensor) -> Parameters:
-        return self.design.adjoint(self.design.from_rows(v))
+    def parameters(self, value: Tensor) -> Parameters:
+        return self.design.adjoint(self.design.from_rows(value))
 
     def _solve(self, factor: Tensor) -> Tensor:
-        inverse = torch.cholesky_inverse(factor).to(self.residual.dtype)
-        return inverse @ self.residual
+        return self.residual @ torch.cholesky_inverse(factor).to(self.residual.dtype)
 
 
 class MatrixFree(System):
     """No Gram matrix: one product with A and one with Aᵀ an iteration."""
 
-    axis = -1
-
     def __init__(self, design: Design, gradient: Tensor, beta: float) -> None:
         self.design, self.beta = design, beta
         self.residual = design.stack(design.adjoint(gradient))  # [g, o, d]
 
-    def product(self, v: Tensor) -> Tensor:
-        return self.design.apply(self.design.unstack(v))
+    def image(self, p: Vector) -> Tensor:
+        return self.design.apply(self.design.unstack(p.value))
 
-    def squared_norm(self, v: Tensor, image: Tensor | None) -> Tensor:
-        return (v * v).sum(-1, keepdim=True)
-
-    def gram_form(self, image: Tensor, v: Tensor) -> Tensor:
+    def gram_form(self, p: Vector, image: Tensor) -> Tensor:
         return self.design.squared_norms(image)
 
     def gram_times(self, image: Tensor) -> Tensor:
         return self.design.stack(self.design.adjoint(image))
 
-    def parameters(self, v: Tensor) -> Parameters:
-        return self.design.unstack(v)
+    def parameters(self, value: Tensor) -> Parameters:
+        return self.design.unstack(value)

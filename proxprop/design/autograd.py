@@ -17,8 +17,8 @@ class AutogradDesign(Design):
 
     Args:
         forward: The module's output as a function of its parameters (frozen ones are passed as zeros).
-        like: The parameters, for their shapes and devices; None where frozen.
-        frozen: Zeros for the frozen parameters; None where trained.
+        like: The parameters, for their shapes and devices.
+        trained: Which of them are trained.
         dtype: The precision in which to work.
     """
 
@@ -34,38 +34,27 @@ class AutogradDesign(Design):
         self.forward = forward
         self.zeros = [torch.zeros_like(tensor, dtype=dtype) for tensor in like]
         self.trained = tuple(trained)
-        self.columns = sum(
-            zero.numel() for zero, train in zip(self.zeros, self.trained, strict=True) if train
-        )
+        self.columns = sum(zero.numel() for zero, train in zip(self.zeros, self.trained, strict=True) if train)
         self.device, self.dtype = self.zeros[0].device, dtype
 
     def apply(self, parameters: Parameters) -> Tensor:
         with torch.no_grad():
-            return self.forward(
-                [zero if p is None else p for zero, p in zip(self.zeros, parameters, strict=True)]
-            )
+            return self.forward([zero if p is None else p for zero, p in zip(self.zeros, parameters, strict=True)])
 
     def adjoint(self, output: Tensor) -> Parameters:
         with torch.enable_grad():
-            leaves = [
-                zero.detach().requires_grad_(train)
-                for zero, train in zip(self.zeros, self.trained, strict=True)
-            ]
+            leaves = [zero.detach().requires_grad_(train) for zero, train in zip(self.zeros, self.trained, strict=True)]
             result = self.forward(leaves)
             wanted = [leaf for leaf, train in zip(leaves, self.trained, strict=True) if train]
-            products = iter(
-                torch.autograd.grad(result, wanted, output.to(result.dtype), materialize_grads=True)
-            )
+            products = iter(torch.autograd.grad(result, wanted, output.to(result.dtype), materialize_grads=True))
         return tuple(next(products) if train else None for train in self.trained)
 
     def stack(self, parameters: Parameters) -> Tensor:
         return torch.cat([p.reshape(1, 1, -1) for p in parameters if p is not None], dim=-1)
 
     def unstack(self, stacked: Tensor) -> Parameters:
-        sizes = [
-            zero.numel() for zero, train in zip(self.zeros, self.trained, strict=True) if train
-        ]
-        parts = iter(stacked.split(sizes, dim=-1))
+        sizes = [zero.numel() for zero, train in zip(self.zeros, self.trained, strict=True) if train]
+        parts = iter(torch.split(stacked, sizes, dim=-1))
         return tuple(
             next(parts).reshape(zero.shape) if train else None
             for zero, train in zip(self.zeros, self.trained, strict=True)

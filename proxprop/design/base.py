@@ -41,8 +41,8 @@ class Design(abc.ABC):
     * ``d`` columns of A in a group: the trained parameters of one output,
     * ``o`` outputs (units or channels) in a group.
 
-    Three spaces: *outputs*, shaped like the layer's output or as a matrix ``[g, m, o]``; *parameters*
-    (see ``Parameters``); and *stacked* parameters ``[g, o, d]``, a row for each output as in PyTorch's weights.
+    Matrices have a row for each output, as PyTorch's weights have: *stacked* parameters are ``[g, o, d]``, outputs of
+    the layer are ``[g, o, m]`` (``to_rows``). So θ and z of the paper stand transposed.
     """
 
     groups: int
@@ -76,9 +76,7 @@ class Design(abc.ABC):
 class MatrixDesign(Design):
     """A design matrix of known structure: parameters are a weight and a bias, and Gram matrices can be formed."""
 
-    def __init__(
-        self, input: Tensor, weight_shape: Sequence[int], groups: int, trained: Sequence[bool]
-    ) -> None:
+    def __init__(self, input: Tensor, weight_shape: Sequence[int], groups: int, trained: Sequence[bool]) -> None:
         self.device, self.dtype = input.device, working_dtype(input)
         self.weight_shape = tuple(weight_shape)
         self.train_weight, self.train_bias = trained
@@ -102,7 +100,7 @@ class MatrixDesign(Design):
 
     @abc.abstractmethod
     def to_rows(self, output: Tensor) -> Tensor:
-        """An output as a matrix ``[g, m, o]``."""
+        """An output as a matrix ``[g, o, m]``, contiguous."""
 
     @abc.abstractmethod
     def from_rows(self, rows: Tensor) -> Tensor:

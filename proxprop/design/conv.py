@@ -47,7 +47,7 @@ class ConvDesign(MatrixDesign):
         super().__init__(input, geometry.weight_shape, geometry.groups, trained)
         self.geometry = geometry
         spatial = len(geometry.kernel_size)
-        batched = input.reshape(-1, *input.shape[-spatial - 1 :]).to(self.dtype)
+        batched = (input if input.dim() == spatial + 2 else input[None]).to(self.dtype)
         if any(geometry.pad):
             batched = torch.nn.functional.pad(batched, geometry.pad, geometry.pad_mode)
         self.input = batched  # [N, C, *padded]
@@ -76,7 +76,8 @@ class ConvDesign(MatrixDesign):
             assert bias is not None
             shape = (self.input.shape[0], -1, *self.positions)
             return bias.reshape(1, -1, *(1 for _ in self.positions)).expand(shape)
-        return torch.convolution(self.input, weight, bias, *self._convolution_arguments())
+        result: Tensor = torch.ops.aten.convolution(self.input, weight, bias, *self._convolution_arguments())
+        return result
 
     def adjoint(self, output: Tensor) -> Parameters:
         output = self._batched(output)
@@ -95,14 +96,7 @@ class ConvDesign(MatrixDesign):
         return weight, bias
 
     def squared_norms(self, output: Tensor) -> Tensor:
-        return (
-            self._batched(output)
-            .square()
-            .transpose(0, 1)
-            .flatten(1)
-            .sum(1)
-            .reshape(self.groups, self.outputs, 1)
-        )
+        return self._batched(output).square().transpose(0, 1).flatten(1).sum(1).reshape(self.groups, self.outputs, 1)
 
     @property
     def gram_cost(self) -> float:
@@ -116,9 +110,7 @@ class ConvDesign(MatrixDesign):
         weights = self._patch_gram(self.input)  # [g, d, d]
         if not self.train_bias:
             return weights
-        sums = patch_sums(
-            self.input, self.geometry.kernel_size, self.geometry.stride, self.geometry.dilation
-        )
+        sums = patch_sums(self.input, self.geometry.kernel_size, self.geometry.stride, self.geometry.dilation)
         sums = sums.reshape(self.groups, self.weight_columns, 1)
         return torch.cat([torch.cat([weights, sums], -1), torch.cat([sums.mT, count], -1)], -2)
 
@@ -129,11 +121,11 @@ class ConvDesign(MatrixDesign):
     def to_rows(self, output: Tensor) -> Tensor:
         output = self._batched(output)
         grouped = output.reshape(output.shape[0], self.groups, self.outputs, -1)
-        return grouped.permute(1, 0, 3, 2).reshape(self.groups, self.rows, self.outputs)
+        return grouped.permute(1, 2, 0, 3).reshape(self.groups, self.outputs, self.rows)
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        grouped = rows.reshape(self.groups, self.input.shape[0], -1, self.outputs)
-        return grouped.permute(1, 0, 3, 2).reshape(self.input.shape[0], -1, *self.positions)
+        grouped = rows.reshape(self.groups, self.outputs, self.input.shape[0], -1)
+        return grouped.permute(2, 0, 1, 3).reshape(self.input.shape[0], -1, *self.positions)
 
     def _patches(self) -> Tensor:
         """A itself, ``[g, m, d]``."""

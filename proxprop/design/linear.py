@@ -53,10 +53,10 @@ class LinearDesign(MatrixDesign):
         return (matrix @ matrix.T)[None]
 
     def to_rows(self, output: Tensor) -> Tensor:
-        return output.reshape(1, self.rows, self.outputs)
+        return output.reshape(self.rows, self.outputs).T.contiguous()[None]
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        return rows[0]
+        return rows[0].T
 
     def _matrix(self) -> Tensor:
         """A itself, ``[m, d]``, in the accumulation precision."""

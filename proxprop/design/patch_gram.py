@@ -30,14 +30,10 @@ def output_positions(
     )
 
 
-def windows(
-    image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+def windows(image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """A view ``[*, *positions, *kernel]`` of ``image`` ``[*, *spatial]``."""
     first = image.dim() - len(kernel)
-    for axis, (taps, hop, step) in enumerate(
-        zip(kernel, stride, dilation, strict=True), start=first
-    ):
+    for axis, (taps, hop, step) in enumerate(zip(kernel, stride, dilation, strict=True), start=first):
         image = image.unfold(axis, step * (taps - 1) + 1, hop)[..., ::step]
     return image
 
@@ -59,9 +55,7 @@ def patches(
     return view.permute(1, 0, *positions, 2, *taps).reshape(groups, rows, -1)
 
 
-def patch_sums(
-    image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+def patch_sums(image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """The sum of all patches: ``image`` ``[N, C, *spatial]`` to ``[C, *kernel]`` in the accumulation precision."""
     total = image.sum(0, dtype=accumulation_dtype(image))  # [C, *spatial]
     spatial = len(kernel)
@@ -141,9 +135,7 @@ class PatchGram:
             view = grouped[..., first * hop :].unfold(-1, self._span(width), width * hop)
             view = view.narrow(-2, 0, tiles)  # [N, g, c, *outer, tiles, span]
             order = (1, *range(3, 4 + outer), 0, 2, 4 + outer)
-            strips = view.permute(order).reshape(
-                self.groups, *self.outer_size, tiles, self.batch, -1
-            )
+            strips = view.permute(order).reshape(self.groups, *self.outer_size, tiles, self.batch, -1)
             yield width, strips
 
     def _add(self, gram: Tensor, strips: Tensor, offset: tuple[int, ...], width: int) -> None:
@@ -153,9 +145,7 @@ class PatchGram:
         for axis, (size, delta) in enumerate(zip(self.outer_size, shift, strict=True), start=1):
             left = left.narrow(axis, max(0, -delta), size - abs(delta))
             right = right.narrow(axis, max(0, delta), size - abs(delta))
-        products = (left.mT @ right).sum(
-            len(shift) + 1, dtype=gram.dtype
-        )  # [g, *outer, c·span, c·span]
+        products = (left.mT @ right).sum(len(shift) + 1, dtype=gram.dtype)  # [g, *outer, c·span, c·span]
         for first in itertools.product(*(range(taps) for taps in self.kernel[:-1])):
             second = tuple(tap + delta for tap, delta in zip(first, offset, strict=True))
             if not all(0 <= tap < taps for tap, taps in zip(second, self.kernel, strict=False)):
@@ -167,9 +157,7 @@ class PatchGram:
                 start = step * tap - max(0, -delta)
                 rows = rows.narrow(axis, start, hop * (count - 1) + 1)
                 rows = rows[(slice(None),) * axis + (slice(None, None, hop),)]
-            block = self._diagonals(
-                rows.sum(tuple(range(1, len(shift) + 1))) if shift else rows, width
-            )
+            block = self._diagonals(rows.sum(tuple(range(1, len(shift) + 1))) if shift else rows, width)
             i, j = self._flat(first), self._flat(second)
             gram[:, :, i, :, :, j, :] += block
             if any(offset):

@@ -44,9 +44,7 @@ def exact(layer, inputs, gradient, tau):
 
 def output_of_parameter(layer, shapes):
     """The index of the output unit or channel that each trained parameter belongs to (weight and bias layers)."""
-    return torch.cat(
-        [torch.arange(shape[0]).repeat_interleave(shape.numel() // shape[0]) for shape in shapes.values()]
-    )
+    return torch.cat([torch.arange(shape[0]).repeat_interleave(shape.numel() // shape[0]) for shape in shapes.values()])
 
 
 def conjugate_gradients(layer, inputs, gradient, tau, iterations, published=False, one_step_length=False):

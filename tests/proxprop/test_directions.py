@@ -109,6 +109,7 @@ def expected(layer, inputs, gradient, mode, tau, stacked=False):
     return oracle.conjugate_gradients(layer, inputs, gradient, tau, int(steps), published, stacked)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("mode", ["prox_exact", "prox_cg1", "prox_cg2", "prox_cg4", "gradient", "published_cg3"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_direction_agrees_with_the_dense_oracle(name, mode):

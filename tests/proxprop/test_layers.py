@@ -1,0 +1,355 @@
+"""What a user may expect of a torch.nn layer, and of a ProxProp layer beside it."""
+
+import copy
+import io
+import pickle
+
+import oracle
+import pytest
+import torch
+from torch import nn
+
+from proxprop import (
+    ProxPropConv1d,
+    ProxPropConv2d,
+    ProxPropConv3d,
+    ProxPropLinear,
+    proxprop_module_generator,
+)
+
+ProxPropTransposed = proxprop_module_generator(nn.ConvTranspose2d)  # a name other than the class's own
+
+PAIRS = {
+    "Linear": (ProxPropLinear, nn.Linear, (5, 3), (4, 5)),
+    "Conv1d": (ProxPropConv1d, nn.Conv1d, (2, 3, 3), (4, 2, 7)),
+    "Conv2d": (ProxPropConv2d, nn.Conv2d, (2, 3, 3), (4, 2, 6, 6)),
+    "Conv3d": (ProxPropConv3d, nn.Conv3d, (2, 3, 2), (4, 2, 4, 4, 4)),
+    "ConvTranspose2d": (ProxPropTransposed, nn.ConvTranspose2d, (2, 3, 3), (4, 2, 5, 5)),
+}
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request):
+    """A ProxProp layer, the plain layer with the same parameters, and an input."""
+    proximal_class, plain_class, arguments, shape = PAIRS[request.param]
+    torch.manual_seed(0)
+    plain = plain_class(*arguments)
+    proximal = proximal_class(*arguments, tau_prox=0.3, optimization_mode="prox_cg2")
+    proximal.load_state_dict(plain.state_dict())
+    return proximal, plain, torch.randn(shape)
+
+
+def gradients(layer):
+    return {name: p.grad.clone() for name, p in layer.named_parameters()}
+
+
+def test_output_and_input_gradient_are_those_of_the_plain_layer(pair):
+    proximal, plain, x = pair
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outputs = [layer(i) for layer, i in zip((proximal, plain), inputs, strict=True)]
+    for output in outputs:
+        output.square().sum().backward()
+    assert torch.equal(*outputs)
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+
+
+def test_gradient_mode_is_back_propagation(pair):
+    proximal, plain, x = pair
+    proximal.optimization_mode = "gradient"
+    for layer in (proximal, plain):
+        layer(x).square().sum().backward()
+    assert oracle.relative_error(gradients(proximal), gradients(plain)) < 1e-6
+
+
+def test_state_dict_is_interchangeable_with_the_plain_layer(pair):
+    proximal, plain, _ = pair
+    assert list(proximal.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(proximal.state_dict())
+    assert isinstance(proximal, type(plain))
+
+
+def test_directions_accumulate(pair):
+    proximal, _, x = pair
+    proximal(x).square().sum().backward()
+    once = gradients(proximal)
+    proximal(x).square().sum().backward()
+    assert oracle.relative_error(gradients(proximal), {k: 2 * v for k, v in once.items()}) < 1e-6
+
+
+def test_a_layer_used_twice_gets_the_sum_of_both_directions():
+    torch.manual_seed(0)
+    layer = ProxPropLinear(4, 4, tau_prox=0.5, optimization_mode="prox_exact").double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    hidden = layer(x)
+    hidden.retain_grad()
+    output = layer(hidden.tanh())
+    seed = torch.randn_like(output)
+    output.backward(seed)
+    first = oracle.exact(layer, [x], hidden.grad, 0.5)
+    second = oracle.exact(layer, [hidden.tanh()], seed, 0.5)
+    assert oracle.relative_error(gradients(layer), {k: first[k] + second[k] for k in first}) < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4,), (2, 3, 4)])
+@pytest.mark.parametrize("needs_input_gradient", [False, True])
+def test_an_in_place_activation_may_follow_a_linear_layer(shape, needs_input_gradient):
+    torch.manual_seed(1)
+    check_in_place_activation(ProxPropLinear(4, 5), torch.randn(shape), needs_input_gradient)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 5), (3, 5, 5)])
+@pytest.mark.parametrize("needs_input_gradient", [False, True])
+def test_an_in_place_activation_may_follow_a_convolution(shape, needs_input_gradient):
+    torch.manual_seed(1)
+    check_in_place_activation(ProxPropConv2d(3, 4, 3), torch.randn(shape), needs_input_gradient)
+
+
+def check_in_place_activation(layer, x, needs_input_gradient):
+    results = []
+    for inplace in (False, True):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_(needs_input_gradient)
+        nn.functional.relu(layer(leaf), inplace=inplace).square().sum().backward()
+        results.append(gradients(layer) | ({"input": leaf.grad} if needs_input_gradient else {}))
+    assert oracle.relative_error(results[1], results[0]) < 1e-6
+
+
+def test_changing_an_input_in_place_after_the_forward_pass_is_an_error():
+    layer = ProxPropLinear(4, 5)
+    x = torch.randn(6, 4)
+    output = layer(x)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_nothing_of_the_users_is_touched(pair):
+    proximal, _, x = pair
+    calls = []
+    proximal.weight.register_hook(lambda d: calls.append("parameter"))
+    proximal.register_forward_hook(lambda *_: calls.append("forward"))
+    proximal.register_full_backward_hook(lambda *_: calls.append("backward"))
+    before = copy.deepcopy(proximal.state_dict())
+    x.requires_grad_()  # or a backward hook warns
+    original, state = x.detach().clone(), torch.get_rng_state()
+    seed = torch.ones_like(proximal(x))
+    calls.clear()
+    proximal(x).backward(seed)
+    assert sorted(calls) == ["backward", "forward", "parameter"]
+    assert torch.equal(x, original)
+    assert torch.equal(seed, torch.ones_like(seed))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[k], v) for k, v in proximal.state_dict().items())
+
+
+def test_double_backward_raises_pytorchs_own_error(pair):
+    proximal, _, x = pair
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(proximal(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_without_gradients_the_base_class_runs_alone(pair, monkeypatch):
+    proximal, plain, x = pair
+    monkeypatch.setattr(type(proximal), "_linearised", None)
+    with torch.no_grad():
+        assert torch.equal(proximal(x), plain(x))
+    proximal.requires_grad_(False)
+    leaf = x.clone().requires_grad_()
+    proximal(leaf).sum().backward()
+    assert leaf.grad is not None
+
+
+def test_repr_shows_what_the_layer_does(pair):
+    proximal, plain, _ = pair
+    assert plain.extra_repr() in repr(proximal)
+    assert "tau_prox=0.3, optimization_mode='prox_cg2'" in repr(proximal)
+
+
+@pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save"])
+def test_copies_compute_the_same(pair, copied):
+    proximal, _, x = pair
+    if copied == "deepcopy":
+        twin = copy.deepcopy(proximal)
+    elif copied == "pickle":
+        twin = pickle.loads(pickle.dumps(proximal))
+    else:
+        file = io.BytesIO()
+        torch.save(proximal, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    assert type(twin) is type(proximal)
+    assert twin.tau_prox == 0.3
+    twin.tau_prox = 0.3
+    for layer in (proximal, twin):
+        layer(x).square().sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(gradients(twin).values(), gradients(proximal).values(), strict=True))
+
+
+def test_settings_take_effect_at_the_next_backward_pass():
+    torch.manual_seed(0)
+    layer = ProxPropLinear(4, 5, tau_prox=0.1, optimization_mode="gradient").double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    output = layer(x)
+    layer.tau_prox, layer.optimization_mode = 2.0, "prox_exact"
+    output.backward(torch.ones_like(output))
+    assert oracle.relative_error(gradients(layer), oracle.exact(layer, [x], torch.ones_like(output), 2.0)) < 1e-9
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "1", None, True])
+def test_a_bad_tau_is_refused_at_construction_and_assignment(value):
+    with pytest.raises(ValueError, match="tau_prox must be a positive finite number, got"):
+        ProxPropLinear(2, 2, tau_prox=value)
+    layer = ProxPropLinear(2, 2)
+    with pytest.raises(ValueError, match="tau_prox must be a positive finite number, got"):
+        layer.tau_prox = value
+    assert layer.tau_prox == 1.0
+
+
+@pytest.mark.parametrize("value", ["prox_cg0", "prox_cg", "prox_cg01", "prox_cg-1", "exact", "", "prox_cg1 ", 3, None])
+def test_a_bad_mode_is_refused_at_construction_and_assignment(value):
+    with pytest.raises(ValueError, match="optimization_mode must be 'prox_exact', 'prox_cgN' with N >= 1"):
+        ProxPropConv2d(2, 2, 3, optimization_mode=value)
+    layer = ProxPropConv2d(2, 2, 3)
+    with pytest.raises(ValueError, match="optimization_mode must be"):
+        layer.optimization_mode = value
+    assert layer.optimization_mode == "prox_cg1"
+
+
+def test_a_mode_that_a_class_cannot_have_is_refused_with_those_it_can():
+    with pytest.raises(ValueError, match="ProxPropConvTranspose2d can have 'prox_cgN'"):
+        ProxPropTransposed(2, 2, 3, optimization_mode="prox_exact")
+
+
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda: proxprop_module_generator(nn.GRU)(3, 2), torch.randn(4, 3)),
+        (lambda: proxprop_module_generator(nn.PReLU)(), torch.randn(4, 3)),
+        (
+            lambda: proxprop_module_generator(nn.Sequential)(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)),
+            torch.randn(4, 3),
+        ),
+    ],
+    ids=["GRU", "PReLU", "Sequential"],
+)
+def test_a_module_that_is_not_linear_is_refused_at_first_use(make, x):
+    with pytest.raises(TypeError, match="must be one tensor, linear in all parameters together"):
+        make()(x)
+
+
+def test_a_module_without_parameters_is_refused():
+    with pytest.raises(TypeError, match="ProxPropReLU: the module has no parameters"):
+        proxprop_module_generator(nn.ReLU)()
+
+
+@pytest.mark.parametrize("base", [nn.Linear(2, 2), "Linear", int])
+def test_the_generator_takes_module_classes_only(base):
+    with pytest.raises(TypeError, match=r"takes a class of torch.nn modules, got"):
+        proxprop_module_generator(base)
+
+
+def test_the_generator_refuses_lazy_modules():
+    with pytest.raises(TypeError, match=r"generate from .*Linear"):
+        proxprop_module_generator(nn.LazyLinear)
+
+
+def test_the_generator_returns_the_written_out_classes_and_caches_others():
+    assert proxprop_module_generator(nn.Linear) is ProxPropLinear
+    assert proxprop_module_generator(nn.ConvTranspose2d) is ProxPropTransposed
+    assert proxprop_module_generator(ProxPropLinear) is ProxPropLinear
+
+
+def test_generated_batch_norm_updates_its_statistics_once():
+    torch.manual_seed(0)
+    x = torch.randn(8, 3)
+    plain, proximal = nn.BatchNorm1d(3), proxprop_module_generator(nn.BatchNorm1d)(3)
+    for layer in (plain, proximal):
+        layer(x).square().sum().backward()
+    assert proximal.num_batches_tracked == 1
+    assert torch.equal(proximal.running_mean, plain.running_mean)
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3", "gradient", "published_cg3"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("make", [lambda **k: ProxPropLinear(3, 2, **k), lambda **k: ProxPropConv1d(1, 2, 2, **k)])
+def test_a_non_finite_gradient_gives_a_non_finite_direction(make, bad, mode):
+    layer = make(optimization_mode=mode)
+    output = layer(torch.randn(4, 1, 3))
+    seed = torch.ones_like(output)
+    seed.view(-1)[0] = bad
+    output.backward(seed)
+    assert not torch.isfinite(layer.weight.grad).all()
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3"])
+def test_a_non_finite_input_gives_a_non_finite_direction_without_an_exception(mode):
+    layer = ProxPropLinear(3, 2, optimization_mode=mode)
+    x = torch.randn(4, 3)
+    x[1, 1] = float("nan")
+    layer(x).backward(torch.ones(4, 2))
+    assert not torch.isfinite(layer.weight.grad).all()
+
+
+def test_a_matrix_that_cannot_be_factorised_gives_the_safe_explicit_step():
+    layer = ProxPropLinear(3, 2, bias=False, tau_prox=1e30, optimization_mode="prox_exact")
+    x = torch.ones(8, 3)  # AᵀA has rank 1, and 1/τ is below its rounding
+    layer(x).backward(torch.ones(8, 2))
+    expected = torch.full((2, 3), 8 / (8 * 3))  # AᵀG / trace(AᵀA)
+    assert torch.allclose(layer.weight.grad, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3", "gradient"])
+def test_an_empty_batch_gives_zero_directions(mode):
+    for layer, shape in ((ProxPropLinear(3, 2), (0, 3)), (ProxPropConv2d(2, 3, 3), (0, 2, 5, 5))):
+        layer.optimization_mode = mode
+        layer(torch.zeros(shape)).sum().backward()
+        assert layer.weight.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3", "gradient"])
+def test_bfloat16_layers_and_autocast_solve_in_float32(mode):
+    torch.manual_seed(0)
+    layer = ProxPropLinear(6, 4, tau_prox=0.5, optimization_mode=mode)
+    x = torch.randn(8, 6).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(x)
+    assert output.dtype == torch.bfloat16
+    seed = torch.randn(8, 4).bfloat16()
+    output.backward(seed)
+    assert layer.weight.grad.dtype == torch.float32
+    expected = gradients(layer)
+    low = copy.deepcopy(layer).bfloat16()
+    low.zero_grad()
+    low(x).backward(seed)
+    assert low.weight.grad.dtype == torch.bfloat16
+    assert torch.equal(low.weight.grad, expected["weight"].bfloat16())
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_complex_inputs_are_refused():
+    layer = ProxPropLinear(3, 2).to(torch.complex64)
+    with pytest.raises(TypeError, match="ProxProp layers work on real inputs"):
+        layer(torch.randn(4, 3, dtype=torch.complex64)).abs().sum().backward()
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg1", "prox_cg3", "gradient", "published_cg3"])
+def test_a_compiled_step_is_one_graph_and_agrees(mode):
+    torch.manual_seed(0)
+    settings = {"tau_prox": 0.5, "optimization_mode": mode}
+    model = nn.Sequential(
+        ProxPropConv2d(2, 3, 3, **settings),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        ProxPropLinear(27, 5, **settings),
+        nn.ReLU(inplace=True),
+        nn.Linear(5, 2),
+    )
+    x = torch.randn(4, 2, 5, 5)
+    results = []
+    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        run(x).square().sum().backward()
+        results.append(gradients(model))
+    assert oracle.relative_error(results[1], results[0]) < 1e-5
