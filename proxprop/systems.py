@@ -91,7 +91,7 @@ class Primal(DirectSystem):
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
         self.design, self.beta = design, beta
         self.matrix = design.gram()  # [g, d, d]
-        self.residual = design.stack(design.adjoint(gradient)).to(self.matrix.dtype)  # [g, o, d]
+        self.residual = design.right_hand_side(gradient).to(self.matrix.dtype)  # [g, o, d]
 
     def image(self, p: Vector) -> Tensor:
         return p.value @ self.matrix
@@ -142,7 +142,7 @@ class MatrixFree(System):
 
     def __init__(self, design: Design, gradient: Tensor, beta: float) -> None:
         self.design, self.beta = design, beta
-        self.residual = design.stack(design.adjoint(gradient))  # [g, o, d]
+        self.residual = design.right_hand_side(gradient).to(design.dtype)  # [g, o, d]
 
     def image(self, p: Vector) -> Tensor:
         return self.design.apply(self.design.unstack(p.value))
@@ -151,7 +151,7 @@ class MatrixFree(System):
         return self.design.squared_norms(image)
 
     def gram_times(self, image: Tensor) -> Tensor:
-        return self.design.stack(self.design.adjoint(image))
+        return self.design.right_hand_side(image).to(image.dtype)
 
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.unstack(value)

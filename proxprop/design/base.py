@@ -12,6 +12,10 @@ Parameters = tuple[Tensor | None, ...]
 """One tensor for each parameter of the layer, in the layer's order and shapes; None where it is frozen."""
 
 
+ROWS_IN_WORKING_PRECISION = 8192
+"""How many rows a float32 sum may run over in a right-hand side (8192 rows leave an error of about 3e-7)."""
+
+
 def working_dtype(tensor: Tensor) -> torch.dtype:
     """The precision in which a solve handles ``tensor``: its own, float32 at the least.
 
@@ -46,7 +50,6 @@ class Design(abc.ABC):
     """
 
     groups: int
-    rows: int
     columns: int
     outputs: int
     device: torch.device
@@ -68,6 +71,10 @@ class Design(abc.ABC):
     def unstack(self, stacked: Tensor) -> Parameters:
         """The inverse of ``stack``."""
 
+    def right_hand_side(self, output: Tensor) -> Tensor:
+        """Aᵀ z, stacked, as accurate as a solve needs it: a solve amplifies its error by the condition of A."""
+        return self.stack(self.adjoint(output))
+
     @abc.abstractmethod
     def squared_norms(self, output: Tensor) -> Tensor:
         """‖z‖² for each output, ``[g, o, 1]``."""
@@ -75,6 +82,10 @@ class Design(abc.ABC):
 
 class MatrixDesign(Design):
     """A design matrix of known structure: parameters are a weight and a bias, and Gram matrices can be formed."""
+
+    rows: int
+    input: Tensor
+    """The input as the products take it, ``[N, ...]``; each of its N elements is m/N rows of A."""
 
     def __init__(self, input: Tensor, weight_shape: Sequence[int], groups: int, trained: Sequence[bool]) -> None:
         self.device, self.dtype = input.device, working_dtype(input)
@@ -105,6 +116,25 @@ class MatrixDesign(Design):
     @abc.abstractmethod
     def from_rows(self, rows: Tensor) -> Tensor:
         """The inverse of ``to_rows``."""
+
+    @abc.abstractmethod
+    def _batched(self, output: Tensor) -> Tensor:
+        """An output as ``[N, ...]``, with the N of ``input``."""
+
+    @abc.abstractmethod
+    def _products(self, input: Tensor, output: Tensor) -> Parameters:
+        """Aᵀ z for the rows of A that belong to ``input``."""
+
+    def adjoint(self, output: Tensor) -> Parameters:
+        return self._products(self.input, self._batched(output))
+
+    def right_hand_side(self, output: Tensor) -> Tensor:
+        """In the accumulation precision: sums run in the input's own precision over a few thousand rows at most."""
+        elements = max(1, ROWS_IN_WORKING_PRECISION * self.input.shape[0] // self.rows)
+        total = torch.zeros((), dtype=accumulation_dtype(output), device=self.device)
+        for input, part in zip(self.input.split(elements), self._batched(output).split(elements), strict=True):
+            total = total + self.stack(self._products(input, part))
+        return total
 
     def stack(self, parameters: Parameters) -> Tensor:
         weight, bias = parameters

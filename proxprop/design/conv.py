@@ -76,24 +76,35 @@ class ConvDesign(MatrixDesign):
             assert bias is not None
             shape = (self.input.shape[0], -1, *self.positions)
             return bias.reshape(1, -1, *(1 for _ in self.positions)).expand(shape)
-        result: Tensor = torch.ops.aten.convolution(self.input, weight, bias, *self._convolution_arguments())
+        # The last argument keeps cuDNN from TF32, which it would use by default.
+        flags = torch.backends.cudnn
+        result: Tensor = torch.ops.aten._convolution(
+            self.input, weight, bias, *self._arguments(), flags.benchmark, flags.deterministic, flags.enabled, False
+        )
         return result
 
-    def adjoint(self, output: Tensor) -> Parameters:
-        output = self._batched(output)
+    def _batched(self, output: Tensor) -> Tensor:
+        return output.reshape(self.input.shape[0], self.weight_shape[0], *self.positions)
+
+    def _products(self, input: Tensor, output: Tensor) -> Parameters:
         weight = bias = None
         if self.train_weight:
+            like = input.new_empty(self.weight_shape)
             _, weight, _ = torch.ops.aten.convolution_backward(
-                output,
-                self.input,
-                self.input.new_empty(self.weight_shape),
-                None,
-                *self._convolution_arguments(),
-                [False, True, False],
+                output, input, like, None, *self._arguments(), [False, True, False]
             )
         if self.train_bias:
             bias = output.transpose(0, 1).flatten(1).sum(1)
         return weight, bias
+
+    def right_hand_side(self, output: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return super().right_hand_side(output)
+        # By matrix products, image by image: cuDNN's weight gradient would use TF32, which they do only if told to.
+        batch = self.input.shape[0]
+        images = self._patches().unflatten(1, (batch, -1))  # [g, N, positions, d]
+        outputs = self._batched(output).reshape(batch, self.groups, self.outputs, -1).transpose(0, 1)
+        return (outputs @ images).sum(1, dtype=accumulation_dtype(output))  # [g, o, d]
 
     def squared_norms(self, output: Tensor) -> Tensor:
         return self._batched(output).square().transpose(0, 1).flatten(1).sum(1).reshape(self.groups, self.outputs, 1)
@@ -145,10 +156,7 @@ class ConvDesign(MatrixDesign):
             parts.append(self.input.new_ones(self.groups, self.rows, 1))
         return torch.cat(parts, dim=-1)
 
-    def _batched(self, output: Tensor) -> Tensor:
-        return output.reshape(self.input.shape[0], self.weight_shape[0], *self.positions)
-
-    def _convolution_arguments(self) -> tuple[object, ...]:
+    def _arguments(self) -> tuple[object, ...]:
         """Stride, padding, dilation, transposed, output padding and groups, as ATen takes them."""
         zeros = [0] * len(self.positions)
         geometry = self.geometry

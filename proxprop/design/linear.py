@@ -31,10 +31,12 @@ class LinearDesign(MatrixDesign):
             return bias.expand(self.rows, -1)
         return torch.nn.functional.linear(self.input, weight, bias)  # [m, out]
 
-    def adjoint(self, output: Tensor) -> Parameters:
-        rows = output.reshape(self.rows, self.outputs)
-        weight = rows.T @ self.input if self.train_weight else None
-        bias = rows.sum(0) if self.train_bias else None
+    def _batched(self, output: Tensor) -> Tensor:
+        return output.reshape(self.rows, self.outputs)
+
+    def _products(self, input: Tensor, output: Tensor) -> Parameters:
+        weight = output.T @ input if self.train_weight else None
+        bias = output.sum(0) if self.train_bias else None
         return weight, bias
 
     def squared_norms(self, output: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ class LinearDesign(MatrixDesign):
         return (matrix @ matrix.T)[None]
 
     def to_rows(self, output: Tensor) -> Tensor:
-        return output.reshape(self.rows, self.outputs).T.contiguous()[None]
+        return self._batched(output).T.contiguous()[None]
 
     def from_rows(self, rows: Tensor) -> Tensor:
         return rows[0].T
