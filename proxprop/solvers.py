@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from proxprop.design import Parameters
-from proxprop.systems import System, Vector
+from proxprop.systems import System, Vector, dot
+
+COLUMNS_AT_ONCE = 1024
+"""Columns of a system are independent; so many at a time bound the memory of the residuals that are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,68 +50,51 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
     Returns:
         D, shaped like the layer's parameters.
     """
+    separable = system.separable and not rules.one_step_length
+    chunks = torch.split(system.residual, COLUMNS_AT_ONCE, dim=1) if separable else [system.residual]
+    solutions = [_iterate(system, chunk, iterations, rules) for chunk in chunks]
+    return system.parameters(torch.cat(solutions, dim=1))
+
+
+def _iterate(system: System, residual: Tensor, iterations: int, rules: CGRules) -> Tensor:
+    """The solution for the columns of ``residual``."""
     axes = (0, 1, 2) if rules.one_step_length else (2,)
 
     def total(columns: Tensor) -> Tensor:
         return columns.sum(axes, keepdim=True)
 
-    scale = system.residual.abs().amax(axes, keepdim=True).clamp(min=torch.finfo(system.residual.dtype).tiny)
+    scale = residual.abs().amax(axes, keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny)
     damping = rules.damping / scale / scale  # in two steps: the square could underflow
 
-    p = r = system.vector(system.residual / scale)
-    initial = norm = total(r.value * r.dual)
+    p = r = system.vector((residual / scale).contiguous())
+    initial = norm = total(dot(r.value, r.dual))
     negligible = torch.finfo(norm.dtype).eps ** 2 * initial
-    basis = _Basis(r.value, iterations - 1 if rules.orthogonal else 0)
+    kept: list[tuple[Vector, Tensor]] = []
     solution = torch.zeros_like(r.value)
     for step in range(1, iterations + 1):
         image = system.image(p)
-        curvature = total(system.gram_form(p, image)) + system.beta * total(p.value * p.dual)
+        curvature = total(system.gram_form(p, image)) + system.beta * total(dot(p.value, p.dual))
         alpha = _divide(norm, curvature + damping)
-        solution = solution + alpha * p.value
+        solution = torch.addcmul(solution, alpha, p.value)
         if step == iterations:
             break
         value = r.value - alpha * (system.gram_times(image) + system.beta * p.value)
         if rules.orthogonal:
-            basis.append(r, norm)
-            value = basis.orthogonalised(value)
+            kept.append((r, norm))
+            for other, squared in kept:
+                projection = _divide(dot(value, other.dual), squared)
+                value = torch.addcmul(value, projection, other.value, value=-1)
         r = system.vector(value)
-        previous, norm = norm, total(r.value * r.dual)
+        previous, norm = norm, total(dot(r.value, r.dual))
         # A zero norm makes every further step length zero. NaN compares false and so stays NaN.
         norm = torch.where(norm <= negligible, 0, norm)
         if rules.stop_below:
-            squared = norm * scale.square()
-            stopped = squared.amax() < rules.stop_below**2 * (initial * scale.square()).mean()
+            squared_norms = norm * scale * scale
+            stopped = squared_norms.amax() < rules.stop_below**2 * (initial * scale * scale).mean()
             norm = torch.where(stopped, 0, norm)
         ratio = _divide(norm, previous + damping)
         p = r.plus(ratio, p if rules.conjugate or step > 1 else r)
-    return system.parameters(solution * scale)
-
-
-class _Basis:
-    """The residuals so far, in one block of memory."""
-
-    def __init__(self, like: Tensor, size: int) -> None:
-        self.values = like.new_empty(*like.shape[:-1], size, like.shape[-1])  # [g, o, size, n]
-        self.duals: Tensor | None = None
-        self.norms: list[Tensor] = []
-
-    def append(self, r: Vector, norm: Tensor) -> None:
-        index = len(self.norms)
-        self.values[..., index, :] = r.value
-        if r.dual is not r.value:
-            if self.duals is None:
-                self.duals = torch.empty_like(self.values)
-            self.duals[..., index, :] = r.dual
-        self.norms.append(norm)
-
-    def orthogonalised(self, value: Tensor) -> Tensor:
-        """``value`` less its projections on the residuals."""
-        count = len(self.norms)
-        values = self.values[..., :count, :]
-        duals = values if self.duals is None else self.duals[..., :count, :]
-        coefficients = (duals @ value.unsqueeze(-1)).squeeze(-1)  # [g, o, count]
-        coefficients = _divide(coefficients, torch.cat(self.norms, dim=-1))
-        return value - (coefficients.unsqueeze(-2) @ values).squeeze(-2)
+    return solution * scale
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

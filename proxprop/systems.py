@@ -11,12 +11,12 @@ length of a column (an output unit or channel), vectors are ``[g, o, n]``:
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from proxprop.design import Design, MatrixDesign, Parameters
+from proxprop.design import Design, MatrixDesign, Parameters, accumulation_dtype
 
 
 class Vector(NamedTuple):
@@ -31,9 +31,16 @@ class Vector(NamedTuple):
         return Vector(value, value if self.dual is self.value else self.dual + factor * other.dual)
 
 
+def dot(u: Tensor, v: Tensor) -> Tensor:
+    """Inner products of columns, ``[g, o, n]`` twice to ``[g, o, 1]``."""
+    return (u * v).sum(-1, keepdim=True)
+
+
 class System(abc.ABC):
     """(AᵀA + βI) D = AᵀG in one form. Columns (output units or channels) do not mix."""
 
+    separable: ClassVar[bool] = True
+    """Whether ``vector``, ``image`` and the rest accept some of the columns, too."""
     beta: float
     residual: Tensor
     """The right-hand side in this form: the residual of D = 0, ``[g, o, n]``."""
@@ -60,28 +67,28 @@ class System(abc.ABC):
 
 
 class DirectSystem(System):
-    """A form whose matrix is at hand and can be factorised."""
-
-    matrix: Tensor
-    """AᵀA or AAᵀ, ``[g, n, n]``."""
+    """A form whose matrix can be formed, and factorised."""
 
     def solve(self) -> Parameters:
-        """D by Cholesky factorisation.
+        """D by Cholesky factorisation, in the accumulation precision.
 
-        The matrix is positive definite by construction (β > 0). Where rounding takes that away (τ beyond what the
-        precision resolves, or non-finite inputs), the factorisation is discarded without an exception or a device
-        synchronisation, and the step is the explicit one divided by trace(AᵀA) + β, which is safe for any spectrum.
+        AᵀA + βI is positive definite, as β > 0. Where rounding takes that away (τ beyond what the precision resolves,
+        or inputs that are not finite) the factor is replaced, without an exception or a device synchronisation, by
+        the root of trace(AᵀA) + β: the step is then explicit, and short enough to be safe for any spectrum.
         """
-        trace = self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-        shifted = self.matrix.clone()
-        shifted.diagonal(dim1=-2, dim2=-1).add_(self.beta)
-        factor, info = torch.linalg.cholesky_ex(shifted)
-        solution = self._solve(factor)
-        safe = self.residual / (trace + self.beta).to(self.residual.dtype)
-        return self.parameters(torch.where((info == 0)[:, None, None], solution, safe))
+        matrix = self._matrix()
+        shift = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        factor, info = torch.linalg.cholesky_ex(matrix + self.beta * shift)
+        factor = torch.where((info == 0)[:, None, None], factor, (trace + self.beta).sqrt() * shift)
+        return self.parameters(self._solution(factor))
 
     @abc.abstractmethod
-    def _solve(self, factor: Tensor) -> Tensor:
+    def _matrix(self) -> Tensor:
+        """AᵀA or AAᵀ in the accumulation precision, ``[g, n, n]``."""
+
+    @abc.abstractmethod
+    def _solution(self, factor: Tensor) -> Tensor:
         """The solution, given the lower Cholesky factor of ``matrix + βI``."""
 
 
@@ -90,14 +97,14 @@ class Primal(DirectSystem):
 
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
         self.design, self.beta = design, beta
-        self.matrix = design.gram()  # [g, d, d]
-        self.residual = design.right_hand_side(gradient).to(self.matrix.dtype)  # [g, o, d]
+        self.gram = design.gram()  # [g, d, d]
+        self.residual = design.right_hand_side(gradient).to(self.gram.dtype)  # [g, o, d]
 
     def image(self, p: Vector) -> Tensor:
-        return p.value @ self.matrix
+        return p.value @ self.gram
 
     def gram_form(self, p: Vector, image: Tensor) -> Tensor:
-        return (p.value * image).sum(-1, keepdim=True)
+        return dot(p.value, image)
 
     def gram_times(self, image: Tensor) -> Tensor:
         return image
@@ -105,27 +112,34 @@ class Primal(DirectSystem):
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.unstack(value)
 
-    def _solve(self, factor: Tensor) -> Tensor:
+    def _matrix(self) -> Tensor:
+        return self.gram
+
+    def _solution(self, factor: Tensor) -> Tensor:
         return torch.cholesky_solve(self.residual.mT, factor).mT
 
 
 class Dual(DirectSystem):
-    """m×m: D = AᵀC with (AAᵀ + βI) C = G; the product with Aᵀ replaces back-propagation's own."""
+    """m×m: D = AᵀC with (AAᵀ + βI) C = G; the product with Aᵀ replaces back-propagation's own.
+
+    Iterations and the product with the inverse run in the working precision.
+    """
 
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
         self.design, self.beta = design, beta
-        self.matrix = design.kernel()  # [g, m, m]
         self.residual = design.to_rows(gradient)  # [g, o, m]
-        self._rounded = self.matrix.to(self.residual.dtype)
+        self._kernel: Tensor | None = None
 
     def vector(self, value: Tensor) -> Vector:
-        return Vector(value, value @ self._rounded)
+        if self._kernel is None:
+            self._kernel = self.design.kernel(self.residual.dtype)
+        return Vector(value, value @ self._kernel)
 
     def image(self, p: Vector) -> Tensor:
         return p.dual
 
     def gram_form(self, p: Vector, image: Tensor) -> Tensor:
-        return (image * image).sum(-1, keepdim=True)
+        return dot(image, image)
 
     def gram_times(self, image: Tensor) -> Tensor:
         return image
@@ -133,12 +147,17 @@ class Dual(DirectSystem):
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.adjoint(self.design.from_rows(value))
 
-    def _solve(self, factor: Tensor) -> Tensor:
+    def _matrix(self) -> Tensor:
+        return self.design.kernel(accumulation_dtype(self.residual))
+
+    def _solution(self, factor: Tensor) -> Tensor:
         return self.residual @ torch.cholesky_inverse(factor).to(self.residual.dtype)
 
 
 class MatrixFree(System):
     """No Gram matrix: one product with A and one with Aᵀ an iteration."""
+
+    separable = False
 
     def __init__(self, design: Design, gradient: Tensor, beta: float) -> None:
         self.design, self.beta = design, beta

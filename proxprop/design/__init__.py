@@ -1,7 +1,7 @@
 """Design matrices: what a layer's parameters are multiplied with."""
 
 from proxprop.design.autograd import AutogradDesign
-from proxprop.design.base import Design, MatrixDesign, Parameters, working_dtype
+from proxprop.design.base import Design, MatrixDesign, Parameters, accumulation_dtype, working_dtype
 from proxprop.design.conv import ConvDesign, ConvGeometry
 from proxprop.design.linear import LinearDesign
 
@@ -13,5 +13,6 @@ __all__ = [
     "LinearDesign",
     "MatrixDesign",
     "Parameters",
+    "accumulation_dtype",
     "working_dtype",
 ]

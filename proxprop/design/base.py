@@ -35,6 +35,18 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
+def symmetric_product(matrix: Tensor, blocks: int = 4) -> Tensor:
+    """``matrix @ matrix.mT`` for ``[m, n]``, computing little more than half of it."""
+    m = matrix.shape[0]
+    size = -(-m // blocks)
+    if size < 64:
+        return matrix @ matrix.T
+    product = matrix.new_empty(m, m)
+    for start in range(0, m, size):
+        product[start:, start : start + size] = matrix[start:] @ matrix[start : start + size].T
+    return product.tril() + product.tril(-1).T
+
+
 class Design(abc.ABC):
     """The design matrix A of one layer at one input, block-diagonal over groups.
 
@@ -106,12 +118,12 @@ class MatrixDesign(Design):
         """AᵀA in the accumulation precision, ``[g, d, d]``."""
 
     @abc.abstractmethod
-    def kernel(self) -> Tensor:
-        """AAᵀ in the accumulation precision, ``[g, m, m]``."""
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        """AAᵀ in precision ``dtype``, ``[g, m, m]``."""
 
     @abc.abstractmethod
     def to_rows(self, output: Tensor) -> Tensor:
-        """An output as a matrix ``[g, o, m]``, contiguous."""
+        """An output as a matrix ``[g, o, m]``."""
 
     @abc.abstractmethod
     def from_rows(self, rows: Tensor) -> Tensor:
@@ -132,7 +144,8 @@ class MatrixDesign(Design):
         """In the accumulation precision: sums run in the input's own precision over a few thousand rows at most."""
         elements = max(1, ROWS_IN_WORKING_PRECISION * self.input.shape[0] // self.rows)
         total = torch.zeros((), dtype=accumulation_dtype(output), device=self.device)
-        for input, part in zip(self.input.split(elements), self._batched(output).split(elements), strict=True):
+        inputs, outputs = (torch.split(tensor, elements) for tensor in (self.input, self._batched(output)))
+        for input, part in zip(inputs, outputs, strict=True):
             total = total + self.stack(self._products(input, part))
         return total
 

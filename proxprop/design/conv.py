@@ -1,4 +1,4 @@
-"""The design matrix of a convolution: its rows are the input's patches (im2col), which are never stored."""
+"""The design matrix of a convolution: its rows are the input's patches (im2col), which are hardly ever stored."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype
-from proxprop.design.patch_gram import PatchGram, patch_sums, patches
+from proxprop.design.patch_gram import PatchGram, output_positions, patch_sums, patches
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
     """How a convolution reads its input; one entry for each spatial dimension.
 
-    ``pad`` and ``pad_mode`` are what ``torch.nn.functional.pad`` takes, so the convolution itself has no padding.
+    ``pad`` and ``pad_mode`` are what ``torch.nn.functional.pad`` takes: two numbers a dimension, the last dimension
+    first.
     """
 
     weight_shape: tuple[int, ...]
@@ -30,6 +31,12 @@ class ConvGeometry:
     @property
     def kernel_size(self) -> tuple[int, ...]:
         return self.weight_shape[2:]
+
+    @property
+    def zero_padding(self) -> tuple[int, ...] | None:
+        """The padding as a convolution's own argument, if that can express it."""
+        before, after = self.pad[-2::-2], self.pad[::-2]
+        return before if self.pad_mode == "constant" and before == after else None
 
 
 class ConvDesign(MatrixDesign):
@@ -45,30 +52,35 @@ class ConvDesign(MatrixDesign):
 
     def __init__(self, input: Tensor, geometry: ConvGeometry, trained: Sequence[bool]) -> None:
         super().__init__(input, geometry.weight_shape, geometry.groups, trained)
-        self.geometry = geometry
         spatial = len(geometry.kernel_size)
         batched = (input if input.dim() == spatial + 2 else input[None]).to(self.dtype)
-        if any(geometry.pad):
-            batched = torch.nn.functional.pad(batched, geometry.pad, geometry.pad_mode)
-        self.input = batched  # [N, C, *padded]
-        self.positions = tuple(
-            (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, dilation in zip(
-                batched.shape[2:],
-                geometry.kernel_size,
-                geometry.stride,
-                geometry.dilation,
-                strict=True,
-            )
-        )
+        if geometry.zero_padding is None:
+            self.input = torch.nn.functional.pad(batched, geometry.pad, geometry.pad_mode)
+            self.padding, self.remaining_pad = (0,) * spatial, (0,) * 2 * spatial
+        else:
+            self.input = batched
+            self.padding, self.remaining_pad = geometry.zero_padding, geometry.pad
+        self.geometry = geometry
+        padded = [size + 2 * pad for size, pad in zip(self.input.shape[2:], self.padding, strict=True)]
+        self.positions = output_positions(padded, *self._taps)
         self.rows = batched.shape[0] * math.prod(self.positions)
-        self._patch_gram = PatchGram(
-            self.input.shape,
-            geometry.kernel_size,
-            geometry.stride,
-            geometry.dilation,
-            geometry.groups,
-        )
+        self._patch_gram = PatchGram((*self.input.shape[:2], *padded), *self._taps, geometry.groups)
+
+    @property
+    def _taps(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        return self.geometry.kernel_size, self.geometry.stride, self.geometry.dilation
+
+    def _padded(self) -> Tensor:
+        """The input with all of its padding, ``[N, C, *padded]``."""
+        if not any(self.remaining_pad):
+            return self.input
+        return torch.nn.functional.pad(self.input, self.remaining_pad)
+
+    def _arguments(self) -> tuple[object, ...]:
+        """Stride, padding, dilation, transposed, output padding and groups, as ATen takes them."""
+        geometry = self.geometry
+        zeros = [0] * len(self.padding)
+        return list(geometry.stride), list(self.padding), list(geometry.dilation), False, zeros, geometry.groups
 
     def apply(self, parameters: Parameters) -> Tensor:
         weight, bias = parameters
@@ -102,12 +114,14 @@ class ConvDesign(MatrixDesign):
             return super().right_hand_side(output)
         # By matrix products, image by image: cuDNN's weight gradient would use TF32, which they do only if told to.
         batch = self.input.shape[0]
-        images = self._patches().unflatten(1, (batch, -1))  # [g, N, positions, d]
+        images = self._patches().reshape(self.groups, batch, -1, self.columns)  # [g, N, positions, d]
         outputs = self._batched(output).reshape(batch, self.groups, self.outputs, -1).transpose(0, 1)
-        return (outputs @ images).sum(1, dtype=accumulation_dtype(output))  # [g, o, d]
+        products: Tensor = (outputs @ images).sum(1, dtype=accumulation_dtype(output))  # [g, o, d]
+        return products
 
     def squared_norms(self, output: Tensor) -> Tensor:
-        return self._batched(output).square().transpose(0, 1).flatten(1).sum(1).reshape(self.groups, self.outputs, 1)
+        squares = self._batched(output).square().transpose(0, 1).flatten(1)
+        return squares.sum(1).reshape(self.groups, self.outputs, 1)
 
     @property
     def gram_cost(self) -> float:
@@ -118,15 +132,18 @@ class ConvDesign(MatrixDesign):
         count = torch.full((self.groups, 1, 1), self.rows, dtype=dtype, device=self.device)
         if not self.train_weight:
             return count
-        weights = self._patch_gram(self.input)  # [g, d, d]
+        # Float64 products where they cost less than the layer's own back-propagation. That is so for few channels,
+        # and first layers need it: raw pixels have the worst condition.
+        precise = 2 * self.gram_cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
+        image = self._padded()
+        weights = self._patch_gram(image.to(dtype) if precise else image)  # [g, d, d]
         if not self.train_bias:
             return weights
-        sums = patch_sums(self.input, self.geometry.kernel_size, self.geometry.stride, self.geometry.dilation)
-        sums = sums.reshape(self.groups, self.weight_columns, 1)
+        sums = patch_sums(image, *self._taps).reshape(self.groups, self.weight_columns, 1)
         return torch.cat([torch.cat([weights, sums], -1), torch.cat([sums.mT, count], -1)], -2)
 
-    def kernel(self) -> Tensor:
-        matrix = self._patches().to(accumulation_dtype(self.input))
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        matrix = self._patches().to(dtype)
         return matrix @ matrix.mT
 
     def to_rows(self, output: Tensor) -> Tensor:
@@ -142,22 +159,7 @@ class ConvDesign(MatrixDesign):
         """A itself, ``[g, m, d]``."""
         parts = []
         if self.train_weight:
-            geometry = self.geometry
-            parts.append(
-                patches(
-                    self.input,
-                    geometry.kernel_size,
-                    geometry.stride,
-                    geometry.dilation,
-                    geometry.groups,
-                )
-            )
+            parts.append(patches(self._padded(), *self._taps, self.groups))
         if self.train_bias:
             parts.append(self.input.new_ones(self.groups, self.rows, 1))
         return torch.cat(parts, dim=-1)
-
-    def _arguments(self) -> tuple[object, ...]:
-        """Stride, padding, dilation, transposed, output padding and groups, as ATen takes them."""
-        zeros = [0] * len(self.positions)
-        geometry = self.geometry
-        return list(geometry.stride), zeros, list(geometry.dilation), False, zeros, geometry.groups

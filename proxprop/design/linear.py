@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype
+from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype, symmetric_product
 
 
 class LinearDesign(MatrixDesign):
@@ -47,23 +47,21 @@ class LinearDesign(MatrixDesign):
         return self.rows * self.columns**2
 
     def gram(self) -> Tensor:
-        matrix = self._matrix()
-        return (matrix.T @ matrix)[None]
-
-    def kernel(self) -> Tensor:
-        matrix = self._matrix()
-        return (matrix @ matrix.T)[None]
-
-    def to_rows(self, output: Tensor) -> Tensor:
-        return self._batched(output).T.contiguous()[None]
-
-    def from_rows(self, rows: Tensor) -> Tensor:
-        return rows[0].T
-
-    def _matrix(self) -> Tensor:
-        """A itself, ``[m, d]``, in the accumulation precision."""
         input = self.input.to(accumulation_dtype(self.input))
         parts = [input] if self.train_weight else []
         if self.train_bias:
             parts.append(input.new_ones(self.rows, 1))
-        return torch.cat(parts, dim=-1)
+        return symmetric_product(torch.cat(parts, dim=-1).T)[None]
+
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        shape = (self.rows, self.rows)
+        products = (
+            symmetric_product(self.input.to(dtype)) if self.train_weight else self.input.new_zeros(shape, dtype=dtype)
+        )
+        return (products + int(self.train_bias))[None]
+
+    def to_rows(self, output: Tensor) -> Tensor:
+        return self._batched(output).T[None]
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        return rows[0].T

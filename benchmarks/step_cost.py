@@ -1,0 +1,119 @@
+"""What an implicit step costs: forward + backward of the paper's networks, over the same networks with plain layers.
+
+    python -m benchmarks.step_cost [--device D] [--model mlp|convnet] [--modes M ...] [--json FILE]
+
+Plain and ProxProp networks take turns within one process, so that a machine's moods hit both; a ratio is the median
+over rounds of (ProxProp time / plain time of the same round). How to read the table: README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.memory import peak_memory
+from benchmarks.networks import BATCH, NETWORKS, floor
+from experiments.device import device_name, resolve_device
+from proxprop import ProxPropConv2d, ProxPropLinear
+
+MODES = ["gradient", "prox_cg1", "prox_cg3", "prox_cg10", "prox_exact"]
+TAU = {"mlp": 0.05, "convnet": 1.0}  # as in the paper
+
+
+def step(model: str, mode: str | None, device: torch.device) -> Callable[[], None]:
+    """One forward + backward of a network on one batch; ``mode`` None means plain layers."""
+    torch.manual_seed(0)
+    layers: tuple[Callable[..., nn.Module], Callable[..., nn.Module]] = (nn.Linear, nn.Conv2d)
+    if mode is not None:
+        settings = {"tau_prox": TAU[model], "optimization_mode": mode}
+        layers = (functools.partial(ProxPropLinear, **settings), functools.partial(ProxPropConv2d, **settings))
+    network = NETWORKS[model](*layers).to(device)
+    # Images have long-range structure, noise has none: smooth noise is nearer to the real spectrum.
+    images = nn.functional.interpolate(torch.rand(BATCH, 3, 8, 8), size=32, mode="bilinear").to(device)
+    labels = torch.randint(10, (BATCH,)).to(device)
+
+    def run() -> None:
+        network.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+
+    return run
+
+
+def timed(run: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one run; on a GPU between two events."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def measure(model: str, mode: str, device: torch.device, seconds: float) -> dict[str, float | str]:
+    """Time ``mode`` against plain layers in turns, for about ``seconds`` and seven rounds at the least."""
+    plain, proximal = step(model, None, device), step(model, mode, device)
+    for run in (plain, proximal, plain, proximal):
+        timed(run, device)
+    rounds: list[tuple[float, float]] = []
+    until = time.perf_counter() + seconds
+    while len(rounds) < 7 or time.perf_counter() < until:
+        rounds.append((timed(plain, device), timed(proximal, device)))
+    ratios = sorted(proximal_time / plain_time for plain_time, proximal_time in rounds)
+    quarter = len(ratios) // 4
+    return {
+        "model": model,
+        "mode": mode,
+        "ratio": statistics.median(ratios),
+        "low": ratios[quarter],
+        "high": ratios[-1 - quarter],
+        "floor": floor(model, mode),
+        "memory": peak_memory(proximal, device) / peak_memory(plain, device),
+        "plain_ms": 1000 * statistics.median(plain_time for plain_time, _ in rounds),
+        "rounds": len(rounds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Cost of a ProxProp step over a step with plain layers.")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--model", choices=sorted(NETWORKS), help="one network only")
+    parser.add_argument("--modes", nargs="+", default=MODES, metavar="MODE")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure each mode (default 10)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    print(f"{device_name(device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, batch {BATCH}")
+    print(f"{'model':8} {'mode':11} {'ratio':>6} {'quartiles':>12} {'floor':>6} {'memory':>7} {'plain':>9}")
+    rows = []
+    for model in [arguments.model] if arguments.model else sorted(NETWORKS, reverse=True):
+        for mode in arguments.modes:
+            row = measure(model, mode, device, arguments.seconds)
+            rows.append(row)
+            print(
+                f"{model:8} {mode:11} {row['ratio']:6.2f} {row['low']:6.2f}-{row['high']:.2f} "
+                f"{row['floor']:6.2f} {row['memory']:7.2f} {row['plain_ms']:6.0f} ms",
+                flush=True,
+            )
+    if arguments.json:
+        header = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        arguments.json.write_text(json.dumps(header | {"batch": BATCH, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
