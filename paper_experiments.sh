@@ -52,18 +52,24 @@ done
 use_environment experiments
 cd "$ROOT"
 if $quick; then
+    download=false
     configs=(configs/quick)
     plots=("$output/quick")
 else
-    if $download; then ./get_data.sh --data "$data"; fi
     configs=(configs/paper configs/paper_published)
     plots=("$output/paper" --published "$output/paper_published")
 fi
 
-# An empty array is an unbound variable to bash 3.2, hence the +.
+sweep() {
+    # An empty array is an unbound variable to bash 3.2, hence the +.
+    "$PYTHON" -m experiments.sweep "${configs[@]}" ${settings[@]+"${settings[@]}"} --output "$output" "$@"
+}
+
+# A typo shows before a download of 170 MB, not after.
+sweep --check
+if $download; then ./get_data.sh --data "$data"; fi
 status=0
-"$PYTHON" -m experiments.sweep "${configs[@]}" ${settings[@]+"${settings[@]}"} \
-    --output "$output" || status=$?
+sweep || status=$?
 # 1: some runs failed, and the figures show the others and name what is missing.
 [ "$status" -le 1 ] || exit "$status"
 

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         help="runs go to DIR/<folder of the config>/<name> (default: results)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace finished runs")
+    parser.add_argument("--check", action="store_true", help="only check configs, device and folders; run nothing")
     return parser
 
 
@@ -61,6 +62,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     paths = [Path(text) for text in arguments.arguments if not _is_override(text)]
     overrides = [text for text in arguments.arguments if _is_override(text)]
     runs = plan(config_files(paths), overrides, arguments.output, arguments.overwrite)
+    if arguments.check:
+        return 0
     data = _load_all(runs)
     failures = {run.folder: _execute_or_skip(run, data) for run in runs}
     _print_table(runs, failures)

@@ -118,3 +118,10 @@ def test_shared_data_is_loaded_once(three, monkeypatch):
     monkeypatch.setattr(sweep, "load", lambda *key: calls.append(key) or real(*key))
     assert main(three) == 0
     assert len(calls) == 1
+
+
+def test_check_finds_errors_and_runs_nothing(three, capsys):
+    assert main([*three, "--check"]) == 0
+    assert main([*three, "--check", "optimiser.lr=1"]) == 2
+    assert "optimiser: unknown key; did you mean optimizer?" in error_line(capsys)
+    assert not OUT.exists()

@@ -181,3 +181,29 @@ def test_dead_outputs_get_no_step(name, mode):
     assert all(torch.isfinite(d).all() for d in actual.values())
     assert actual["weight"][0].abs().max() == 0
     assert oracle.relative_error(actual, expected(layer, [x], gradient, mode, 0.7)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["wide", "tall", "conv2d", "conv2d groups"])
+@pytest.mark.parametrize("scale", [1e-4, 1e-3, 1.0])
+@pytest.mark.parametrize("iterations", [2, 5, 12])
+def test_published_rules_hold_where_damping_and_early_stop_matter(name, scale, iterations):
+    make, shape = LAYERS[name]
+    mode = f"published_cg{iterations}"
+    layer, x, gradient = prepared(make, shape, mode, tau=0.05)
+    gradient *= scale
+    reference = expected(layer, [x], gradient, mode, 0.05)
+    assert oracle.relative_error(directions(layer, [x], gradient), reference) < 1e-6
+    textbook = expected(layer, [x], gradient, f"prox_cg{iterations}", 0.05)
+    assert oracle.relative_error(textbook, reference) > 1e-4  # the rules do matter here
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-30])
+def test_columns_of_any_size_get_their_direction(scale):
+    make, shape = LAYERS["wide"]
+    layer, x, gradient = prepared(make, shape, "prox_cg3", 0.7)
+    gradient[:, 1] *= scale
+    layer, x32, gradient32 = layer.float(), x.float(), gradient.float()
+    actual = directions(layer, [x32], gradient32)
+    reference = expected(layer, [x], gradient, "prox_cg3", 0.7)
+    row = {"weight": actual["weight"][1]}, {"weight": reference["weight"][1]}
+    assert oracle.relative_error(*row) < 1e-4
