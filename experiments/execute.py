@@ -34,6 +34,7 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path) -> s
         RecordError: the folder cannot be written (known before training starts).
     """
     start = time.perf_counter()
+    environment = describe_environment(device)  # now: the source tree may change while the run goes on
     with RunWriter(folder, config) as writer, memory_errors(device):
         model = build(config).to(device)
         with _Progress(config, len(data.train)) as progress:
@@ -50,7 +51,7 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path) -> s
             "test_accuracy": test_accuracy,
             "seed": config.seed,
             "data": data.identity,
-            **describe_environment(device),
+            **environment,
             "seconds": round(time.perf_counter() - start, 3),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
