@@ -40,12 +40,12 @@ def iterative_system(design: Design, gradient: Tensor, beta: float, iterations: 
     """The cheapest form for that many conjugate gradient iterations."""
     if not isinstance(design, MatrixDesign):
         return MatrixFree(design, gradient, beta)
-    costs: dict[type[Primal] | type[Dual] | type[MatrixFree], float] = {
-        Primal: _primal(design, iterations),
-        Dual: _dual(design, iterations),
-        MatrixFree: _matrix_free(design, iterations),
-    }
-    return min(costs, key=costs.__getitem__)(design, gradient, beta)
+    best: type[Primal] | type[Dual] | type[MatrixFree] = Primal
+    cost = _primal(design, iterations)
+    for form, other in ((Dual, _dual(design, iterations)), (MatrixFree, _matrix_free(design, iterations))):
+        if other < cost:
+            best, cost = form, other
+    return best(design, gradient, beta)
 
 
 def _primal(design: MatrixDesign, iterations: int | None) -> float:

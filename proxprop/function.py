@@ -50,13 +50,21 @@ class ProximalStep(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
-            design = ctx.make_design(*inputs)
-            # An empty batch has no system to solve.
-            mode = ctx.settings.mode if gradient.numel() else Gradient()
-            directions = mode.direction(design, gradient.to(design.dtype), ctx.settings.tau)
-            directions = [d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)]
-        return gradient, None, None, None, *(None for _ in inputs), *directions
+        if torch.is_grad_enabled() and not gradient.requires_grad:
+            # create_graph=True: differentiating again must raise an error, however the gradient came to be.
+            gradient = gradient.detach().requires_grad_()
+        result: tuple[Tensor | None, ...] = _backward(ctx, gradient)
+        return result
+
+
+@once_differentiable
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors
+    with torch.autocast(gradient.device.type, enabled=False):
+        design = ctx.make_design(*inputs)
+        # An empty batch has no system to solve.
+        mode = ctx.settings.mode if gradient.numel() else Gradient()
+        directions = mode.direction(design, gradient.to(design.dtype), ctx.settings.tau)
+        directions = [d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)]
+    return gradient, None, None, None, *(None for _ in inputs), *directions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from proxprop.layers import (
     ProxPropLayer,
     ProxPropLinear,
 )
-from proxprop.linearity import is_linear
+from proxprop.linearity import linearity
 
 
 class _BaseForward(nn.Module):
@@ -39,7 +38,7 @@ class _BaseForward(nn.Module):
 class _Call:
     """One call of a layer's base class, as a function of the parameters and the tensors among its arguments.
 
-    ``positional`` and ``keywords`` hold the arguments; where one is a tensor, they hold None and it is passed anew.
+    ``positional`` and ``keywords`` hold the arguments, and ``_Hole`` in place of a tensor, which is passed anew.
     """
 
     layer: ProxPropLayer
@@ -87,9 +86,8 @@ class GeneratedLayer(ProxPropLayer):
 
     matrix_known = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._found_linear = False
+    def _check_constructed(self) -> None:
+        self._found_linear: set[bool] = set()  # in which of training and evaluation
         if next(self.parameters(), None) is None:
             raise TypeError(f"{type(self).__name__}: the module has no parameters to take a step on")
 
@@ -98,23 +96,29 @@ class GeneratedLayer(ProxPropLayer):
         parameters = tuple(self.parameters())
         detached = [p.detach() for p in parameters]
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
-        if not self._found_linear:
+        if self.training not in self._found_linear:
             self._check_linear(lambda values: call.pure(values, tensors, dtype), [p.to(dtype) for p in detached])
 
         def make_design(*inputs: Tensor) -> AutogradDesign:
             trained = [p.requires_grad for p in parameters]
             return AutogradDesign(lambda values: call.pure(values, inputs, dtype), detached, trained, dtype)
 
-        return call(detached, tensors), make_design, tensors, parameters
+        output = call(detached, tensors)
+        if output._is_view():  # of a parameter or an input, maybe: marking it as changed would change those
+            output = output.clone()
+        return output, make_design, tensors, parameters
 
     def _check_linear(self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor]) -> None:
-        if not is_linear(forward, like):
+        with torch.autocast(like[0].device.type, enabled=False):
+            verdict = linearity(forward, like)
+        if verdict is False:
             names = ", ".join(name for name, _ in self.named_parameters())
             raise TypeError(
                 f"{type(self).__name__}: the output must be one tensor, linear in all parameters together "
                 f"({names}); a proximal step is not defined for this module"
             )
-        self._found_linear = True
+        if verdict is True:
+            self._found_linear.add(self.training)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by the base class, so that it does not matter under which name the generated class is kept."""
@@ -164,18 +168,7 @@ def proxprop_module_generator(base: type[nn.Module]) -> type[ProxPropLayer]:
         members = {
             "__doc__": f"``{base.__name__}`` with a proximal step.\n\n{ProxPropLayer.__doc__}",
             "__module__": base.__module__,
-            "__signature__": _signature(base),
             "_generated_from": base,
         }
         _CLASSES[base] = type(f"ProxProp{base.__name__}", (GeneratedLayer, base), members)
     return _CLASSES[base]
-
-
-def _signature(base: type[nn.Module]) -> inspect.Signature:
-    """The constructor's signature: the base class's, plus the two keywords."""
-    signature = inspect.signature(base)
-    own = inspect.signature(ProxPropLayer)
-    keywords = [own.parameters[name] for name in ("tau_prox", "optimization_mode")]
-    parameters = list(signature.parameters.values())
-    at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
-    return signature.replace(parameters=[*parameters[:at], *keywords, *parameters[at:]])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-import math
+import inspect
+import numbers
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -15,8 +17,24 @@ from proxprop.design import ConvDesign, ConvGeometry, Design, LinearDesign
 from proxprop.function import ProximalStep, Settings
 from proxprop.modes import parse_mode
 
+_MIN_TAU, _MAX_TAU = 1 / sys.float_info.max, sys.float_info.max  # so that 1/τ is finite, too
+
 Linearised = tuple[Tensor, Callable[..., Design], Sequence[Tensor], Sequence[Tensor | None]]
 """An output computed with detached parameters, a function from the inputs to A, the inputs, the parameters."""
+
+
+class _Signature:
+    """The constructor that documentation and editors show: the base class's, plus the two keywords."""
+
+    def __get__(self, instance: object, owner: type[ProxPropLayer]) -> inspect.Signature:
+        if owner.__init__ is not ProxPropLayer.__init__:
+            raise AttributeError("a constructor of its own")  # which is then what is shown
+        plain = next(cls for cls in owner.__mro__ if not issubclass(cls, ProxPropLayer))
+        parameters = list(inspect.signature(plain).parameters.values())
+        keywords = inspect.signature(ProxPropLayer.__init__).parameters
+        at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
+        parameters[at:at] = [keywords["tau_prox"], keywords["optimization_mode"]]
+        return inspect.Signature(parameters)
 
 
 class ProxPropLayer(nn.Module):
@@ -46,11 +64,17 @@ class ProxPropLayer(nn.Module):
     matrix_known: ClassVar[bool] = True
     """Whether the design matrix is known by its structure, as ``'prox_exact'`` needs."""
 
+    __signature__ = _Signature()
+
     def __init__(self, *args: Any, tau_prox: float = 1.0, optimization_mode: str = "prox_cg1", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._proximal = Settings()
         self.tau_prox = tau_prox
         self.optimization_mode = optimization_mode
+        self._check_constructed()
+
+    def _check_constructed(self) -> None:
+        """Refuse a base class or arguments that no proximal step can be taken for."""
 
     @property
     def tau_prox(self) -> float:
@@ -59,8 +83,7 @@ class ProxPropLayer(nn.Module):
 
     @tau_prox.setter
     def tau_prox(self, value: float) -> None:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not _MIN_TAU <= value <= _MAX_TAU:
             raise ValueError(f"tau_prox must be a positive finite number, got {value!r}")
         self._proximal.tau = float(value)
 
@@ -83,6 +106,8 @@ class ProxPropLayer(nn.Module):
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.parameters()):
             return super().forward(*args, **kwargs)
         output, make_design, inputs, parameters = self._linearised(*args, **kwargs)
+        if output.is_complex():
+            raise TypeError(f"{type(self).__name__} works on real numbers, got {output.dtype}")
         return ProximalStep.apply(output, self._proximal, make_design, len(inputs), *inputs, *parameters)
 
     def _linearised(self, *args: Any, **kwargs: Any) -> Linearised:
@@ -94,12 +119,12 @@ class ProxPropLayer(nn.Module):
         return ", ".join(filter(None, (super().extra_repr(), settings)))
 
 
-def _detached(layer: nn.Linear | _ConvNd) -> tuple[Tensor, Tensor | None]:
-    return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+def _detached(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach()
 
 
-def _trained(layer: nn.Linear | _ConvNd) -> tuple[bool, bool]:
-    return layer.weight.requires_grad, layer.bias is not None and layer.bias.requires_grad
+def _trained(weight: Tensor, bias: Tensor | None) -> tuple[bool, bool]:
+    return weight.requires_grad, bias is not None and bias.requires_grad
 
 
 class LinearLayer(ProxPropLayer):
@@ -107,9 +132,10 @@ class LinearLayer(ProxPropLayer):
 
     def _linearised(self, input: Tensor) -> Linearised:
         layer = cast(nn.Linear, self)
-        output = nn.functional.linear(input, *_detached(layer))
-        make_design = functools.partial(LinearDesign, weight_shape=layer.weight.shape, trained=_trained(layer))
-        return output, make_design, (input,), (layer.weight, layer.bias)
+        weight, bias = layer.weight, layer.bias  # read once: a parametrization may be random
+        output = nn.functional.linear(input, weight.detach(), _detached(bias))
+        make_design = functools.partial(LinearDesign, weight_shape=weight.shape, trained=_trained(weight, bias))
+        return output, make_design, (input,), (weight, bias)
 
 
 class ConvLayer(ProxPropLayer):
@@ -117,17 +143,18 @@ class ConvLayer(ProxPropLayer):
 
     def _linearised(self, input: Tensor) -> Linearised:
         layer = cast(_ConvNd, self)
-        output = layer._conv_forward(input, *_detached(layer))
+        weight, bias = layer.weight, layer.bias
+        output = layer._conv_forward(input, weight.detach(), _detached(bias))
         geometry = ConvGeometry(
-            weight_shape=tuple(layer.weight.shape),
+            weight_shape=tuple(weight.shape),
             stride=layer.stride,
             dilation=layer.dilation,
             groups=layer.groups,
             pad=tuple(layer._reversed_padding_repeated_twice),
             pad_mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
-        make_design = functools.partial(ConvDesign, geometry=geometry, trained=_trained(layer))
-        return output, make_design, (input,), (layer.weight, layer.bias)
+        make_design = functools.partial(ConvDesign, geometry=geometry, trained=_trained(weight, bias))
+        return output, make_design, (input,), (weight, bias)
 
 
 class ProxPropLinear(LinearLayer, nn.Linear):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 
-def is_linear(forward: Callable[[Sequence[Tensor]], object], like: Sequence[Tensor]) -> bool:
+def linearity(forward: Callable[[Sequence[Tensor]], object], like: Sequence[Tensor]) -> bool | None:
     """Whether ``forward(u + v) == forward(u) + forward(v)`` for random parameters ``u``, ``v`` shaped as ``like``.
 
-    A necessary condition that a nonlinear function meets with probability zero. The global random state is left
-    alone. An output that is no tensor is not linear.
+    A necessary condition, which nonlinear functions do not meet by chance. The global random state is left alone. An
+    output that is no tensor is not linear. None where there is no evidence: outputs are empty, zero or not finite.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -24,8 +25,7 @@ def is_linear(forward: Callable[[Sequence[Tensor]], object], like: Sequence[Tens
         first, second, both = forward(u), forward(v), forward([a + b for a, b in zip(u, v, strict=True)])
     if not (isinstance(first, Tensor) and isinstance(second, Tensor) and isinstance(both, Tensor)):
         return False
-    if both.numel() == 0:
-        return True
-    size = (first.abs() + second.abs()).amax()
-    # "Not larger" in place of "smaller": an input with NaN says nothing about the module.
-    return not bool((both - first - second).abs().amax() > 1e-3 * size)
+    size = float((first.abs() + second.abs()).amax()) if both.numel() else 0.0
+    if not 0 < size < math.inf:
+        return None
+    return float((both - first - second).abs().amax()) <= 1e-3 * size

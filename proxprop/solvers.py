@@ -50,7 +50,7 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
     Returns:
         D, shaped like the layer's parameters.
     """
-    separable = system.separable and not rules.one_step_length
+    separable = system.separable and not rules.one_step_length and not rules.stop_below
     chunks = torch.split(system.residual, COLUMNS_AT_ONCE, dim=1) if separable else [system.residual]
     solutions = [_iterate(system, chunk, iterations, rules) for chunk in chunks]
     return system.parameters(torch.cat(solutions, dim=1))

@@ -13,17 +13,11 @@ Parameters = tuple[Tensor | None, ...]
 
 
 ROWS_IN_WORKING_PRECISION = 8192
-"""How many rows a float32 sum may run over in a right-hand side (8192 rows leave an error of about 3e-7)."""
+"""How many terms a float32 sum may have where a solve depends on it (8192 leave an error of about 3e-7)."""
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
-    """The precision in which a solve handles ``tensor``: its own, float32 at the least.
-
-    Raises:
-        TypeError: if ``tensor`` is complex.
-    """
-    if tensor.is_complex():
-        raise TypeError(f"ProxProp layers work on real inputs, got {tensor.dtype}")
+    """The precision in which a solve handles ``tensor``: its own, float32 at the least."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -141,7 +135,7 @@ class MatrixDesign(Design):
         return self._products(self.input, self._batched(output))
 
     def right_hand_side(self, output: Tensor) -> Tensor:
-        """In the accumulation precision: sums run in the input's own precision over a few thousand rows at most."""
+        """A total in the accumulation precision, of products that sum a few thousand rows in the input's own."""
         elements = max(1, ROWS_IN_WORKING_PRECISION * self.input.shape[0] // self.rows)
         total = torch.zeros((), dtype=accumulation_dtype(output), device=self.device)
         inputs, outputs = (torch.split(tensor, elements) for tensor in (self.input, self._batched(output)))

@@ -12,6 +12,9 @@ from torch import Tensor
 from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype
 from proxprop.design.patch_gram import PatchGram, output_positions, patch_sums, patches
 
+PATCH_ELEMENTS = 2**26
+"""How many elements of patches are held at a time (256 MiB in float32)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
@@ -64,7 +67,7 @@ class ConvDesign(MatrixDesign):
         padded = [size + 2 * pad for size, pad in zip(self.input.shape[2:], self.padding, strict=True)]
         self.positions = output_positions(padded, *self._taps)
         self.rows = batched.shape[0] * math.prod(self.positions)
-        self._patch_gram = PatchGram((*self.input.shape[:2], *padded), *self._taps, geometry.groups)
+        self._padded_shape = (*self.input.shape[:2], *padded)
 
     @property
     def _taps(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -110,14 +113,19 @@ class ConvDesign(MatrixDesign):
         return weight, bias
 
     def right_hand_side(self, output: Tensor) -> Tensor:
-        if self.device.type == "cpu":
-            return super().right_hand_side(output)
-        # By matrix products, image by image: cuDNN's weight gradient would use TF32, which they do only if told to.
-        batch = self.input.shape[0]
-        images = self._patches().reshape(self.groups, batch, -1, self.columns)  # [g, N, positions, d]
-        outputs = self._batched(output).reshape(batch, self.groups, self.outputs, -1).transpose(0, 1)
-        products: Tensor = (outputs @ images).sum(1, dtype=accumulation_dtype(output))  # [g, o, d]
-        return products
+        # cuDNN's weight gradient would use TF32; matrix products do so only if told to.
+        return super().right_hand_side(output) if self.device.type == "cpu" else self._by_patches(output)
+
+    def _by_patches(self, output: Tensor) -> Tensor:
+        """The right-hand side by matrix products, image by image."""
+        images = max(1, PATCH_ELEMENTS // (self.columns * self.rows // self.input.shape[0]))
+        total = torch.zeros((), dtype=accumulation_dtype(output), device=self.device)
+        inputs, outputs = (torch.split(tensor, images) for tensor in (self._padded(), self._batched(output)))
+        for input, part in zip(inputs, outputs, strict=True):
+            matrices = self._patches(input).reshape(self.groups, input.shape[0], -1, self.columns)
+            part = part.reshape(input.shape[0], self.groups, self.outputs, -1).transpose(0, 1)
+            total = total + (part @ matrices).sum(1, dtype=total.dtype)  # [g, o, d]
+        return total
 
     def squared_norms(self, output: Tensor) -> Tensor:
         squares = self._batched(output).square().transpose(0, 1).flatten(1)
@@ -125,7 +133,10 @@ class ConvDesign(MatrixDesign):
 
     @property
     def gram_cost(self) -> float:
-        return self._patch_gram.cost if self.train_weight else 0.0
+        return self._patch_gram().cost if self.train_weight else 0.0
+
+    def _patch_gram(self) -> PatchGram:
+        return PatchGram(self._padded_shape, *self._taps, self.geometry.groups)
 
     def gram(self) -> Tensor:
         dtype = accumulation_dtype(self.input)
@@ -134,16 +145,16 @@ class ConvDesign(MatrixDesign):
             return count
         # Float64 products where they cost less than the layer's own back-propagation. That is so for few channels,
         # and first layers need it: raw pixels have the worst condition.
-        precise = 2 * self.gram_cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
-        image = self._padded()
-        weights = self._patch_gram(image.to(dtype) if precise else image)  # [g, d, d]
+        patch_gram, image = self._patch_gram(), self._padded()
+        precise = 2 * patch_gram.cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
+        weights = patch_gram(image.to(dtype) if precise else image)  # [g, d, d]
         if not self.train_bias:
             return weights
         sums = patch_sums(image, *self._taps).reshape(self.groups, self.weight_columns, 1)
         return torch.cat([torch.cat([weights, sums], -1), torch.cat([sums.mT, count], -1)], -2)
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
-        matrix = self._patches().to(dtype)
+        matrix = self._patches(self._padded()).to(dtype)
         return matrix @ matrix.mT
 
     def to_rows(self, output: Tensor) -> Tensor:
@@ -155,11 +166,12 @@ class ConvDesign(MatrixDesign):
         grouped = rows.reshape(self.groups, self.outputs, self.input.shape[0], -1)
         return grouped.permute(2, 0, 1, 3).reshape(self.input.shape[0], -1, *self.positions)
 
-    def _patches(self) -> Tensor:
-        """A itself, ``[g, m, d]``."""
+    def _patches(self, padded: Tensor) -> Tensor:
+        """The rows of A for some padded images, ``[g, rows, d]``."""
         parts = []
         if self.train_weight:
-            parts.append(patches(self._padded(), *self._taps, self.groups))
+            parts.append(patches(padded, *self._taps, self.groups))
         if self.train_bias:
-            parts.append(self.input.new_ones(self.groups, self.rows, 1))
+            rows = padded.shape[0] * math.prod(self.positions)
+            parts.append(padded.new_ones(self.groups, rows, 1))
         return torch.cat(parts, dim=-1)

@@ -39,6 +39,11 @@ class LinearDesign(MatrixDesign):
         bias = output.sum(0) if self.train_bias else None
         return weight, bias
 
+    def right_hand_side(self, output: Tensor) -> Tensor:
+        # Products in float64, too: what rounding puts outside the range of Aᵀ, a large τ amplifies.
+        dtype = accumulation_dtype(output)
+        return self.stack(self._products(self.input.to(dtype), self._batched(output).to(dtype)))
+
     def squared_norms(self, output: Tensor) -> Tensor:
         return output.square().sum(0).reshape(1, self.outputs, 1)
 

@@ -2,10 +2,11 @@
 
 An entry is a sum, over all positions of the kernel, of products of two pixels at a fixed offset from each other.
 The image is cut into strips, one image row high (a point, in one dimension; a line of any volume) and some columns
-wide. For a fixed offset between strips, one batched product ``strip(r)ᵀ strip(r + offset)`` over the batch holds
-the products of all pixel pairs in question; what a pair of kernel positions needs of it is a sum over ``r`` and then
-a sum along a diagonal. The products run in the input's precision over the batch alone, all further sums in the
-accumulation precision: that is more accurate than one long float32 product over im2col, and several times cheaper.
+wide. For a fixed offset between strips, one batched product ``strip(r)ᵀ strip(r + offset)`` over the batch and the
+strips of a row holds the products of all pixel pairs in question; what a pair of kernel positions needs of it is a sum
+over rows ``r`` and then a sum along a diagonal. The products run in the image's precision over a few thousand terms at
+most, all further sums in the accumulation precision. Against im2col this saves operations (strips about as wide as the
+kernel need the fewest), memory, and digits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from proxprop.design.base import accumulation_dtype
+from proxprop.design.base import ROWS_IN_WORKING_PRECISION, accumulation_dtype
+
+ENTRY_COST = 50
+"""What it costs to convert and sum an entry of a product, in multiply-adds (measured on a CPU)."""
 
 
 def output_positions(
@@ -69,7 +73,7 @@ class PatchGram:
         shape: ``(N, C, *spatial)`` of the padded image.
         kernel, stride, dilation: One number for each spatial dimension.
         groups: Channels are split into this many groups, each with a Gram matrix of its own.
-        width: Output columns in a strip; by default the width that needs the fewest operations.
+        width: Output columns in a strip; by default the cheapest width.
     """
 
     def __init__(
@@ -85,12 +89,11 @@ class PatchGram:
         self.kernel, self.stride, self.dilation = tuple(kernel), tuple(stride), tuple(dilation)
         self.positions = output_positions(shape[2:], kernel, stride, dilation)
         self.outer_size = tuple(shape[2:-1])
-        columns = self.positions[-1]
-        self.width = min(width or min(range(1, columns + 1), key=self._cost), columns)
+        self.width = self._cheapest_width() if width is None else min(width, self.positions[-1])
 
     @property
     def cost(self) -> float:
-        """Multiply-adds of the products."""
+        """Multiply-adds of the products, and what handling their entries costs in such terms."""
         return self._cost(self.width)
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -106,9 +109,24 @@ class PatchGram:
         return gram.reshape(self.groups, size, size)
 
     def _cost(self, width: int) -> float:
-        strips = math.prod(self.outer_size) * -(-self.positions[-1] // width)
-        pairs = len(list(self._offsets()))
-        return self.groups * self.batch * strips * pairs * (self.channels * self._span(width)) ** 2
+        tiles = -(-self.positions[-1] // width)
+        terms = self.batch * tiles + ENTRY_COST * -(-tiles // self._tiles_at_once)
+        offsets = (math.prod([2 * taps - 1 for taps in self.kernel[:-1]]) + 1) // 2
+        return self.groups * math.prod(self.outer_size) * offsets * terms * (self.channels * self._span(width)) ** 2
+
+    def _cheapest_width(self) -> int:
+        # Strips much wider than the kernel only add products that are not needed.
+        widest = min(self.positions[-1], 2 * self._span(1))
+        best = 1
+        for width in range(2, widest + 1):
+            if self._cost(width) < self._cost(best):
+                best = width
+        return best
+
+    @property
+    def _tiles_at_once(self) -> int:
+        """Strips of a row in one product, by the number of terms that it may sum."""
+        return max(1, ROWS_IN_WORKING_PRECISION // max(1, self.batch))
 
     def _span(self, width: int) -> int:
         """Image columns that ``width`` neighbouring output columns read."""
@@ -121,22 +139,20 @@ class PatchGram:
                 yield offset
 
     def _strips(self, image: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Strips ``[groups, *outer, tiles, N, C/groups·span]``; a narrower set for what ``width`` leaves over."""
+        """Their width, and strips ``[groups, *outer, tiles·N, C/groups·span]``; narrower ones for what is left over."""
         outer = len(self.outer_size)
         grouped = image.reshape(self.batch, self.groups, self.channels, *image.shape[2:])
         columns, hop = self.positions[-1], self.stride[-1]
-        for width, first in (
-            (self.width, 0),
-            (columns % self.width, columns - columns % self.width),
-        ):
+        for width, first in ((self.width, 0), (columns % self.width, columns - columns % self.width)):
             if width == 0:
                 continue
             tiles = (columns - first) // width
             view = grouped[..., first * hop :].unfold(-1, self._span(width), width * hop)
-            view = view.narrow(-2, 0, tiles)  # [N, g, c, *outer, tiles, span]
-            order = (1, *range(3, 4 + outer), 0, 2, 4 + outer)
-            strips = view.permute(order).reshape(self.groups, *self.outer_size, tiles, self.batch, -1)
-            yield width, strips
+            view = view.permute(1, *range(3, 4 + outer), 0, 2, 4 + outer)  # [g, *outer, tiles, N, c, span]
+            for start in range(0, tiles, self._tiles_at_once):
+                chunk = view.narrow(1 + outer, start, min(self._tiles_at_once, tiles - start))
+                rows = chunk.shape[1 + outer] * self.batch
+                yield width, chunk.reshape(self.groups, *self.outer_size, rows, self.channels * self._span(width))
 
     def _add(self, gram: Tensor, strips: Tensor, offset: tuple[int, ...], width: int) -> None:
         """Add what strips at ``offset`` from each other contribute."""
@@ -145,7 +161,7 @@ class PatchGram:
         for axis, (size, delta) in enumerate(zip(self.outer_size, shift, strict=True), start=1):
             left = left.narrow(axis, max(0, -delta), size - abs(delta))
             right = right.narrow(axis, max(0, delta), size - abs(delta))
-        products = (left.mT @ right).sum(len(shift) + 1, dtype=gram.dtype)  # [g, *outer, c·span, c·span]
+        products = (left.mT @ right).to(gram.dtype)  # [g, *outer, c·span, c·span]
         for first in itertools.product(*(range(taps) for taps in self.kernel[:-1])):
             second = tuple(tap + delta for tap, delta in zip(first, offset, strict=True))
             if not all(0 <= tap < taps for tap, taps in zip(second, self.kernel, strict=False)):

@@ -207,3 +207,34 @@ def test_columns_of_any_size_get_their_direction(scale):
     reference = expected(layer, [x], gradient, "prox_cg3", 0.7)
     row = {"weight": actual["weight"][1]}, {"weight": reference["weight"][1]}
     assert oracle.relative_error(*row) < 1e-4
+
+
+def test_the_published_early_stop_looks_at_all_outputs():
+    torch.manual_seed(0)
+    layer = ProxPropLinear(3, 1500, tau_prox=0.05, optimization_mode="published_cg4").double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    gradient = torch.randn(5, 1500, dtype=torch.float64)
+    gradient[:, :1100] *= 1e-3  # these alone would stop early
+    reference = expected(layer, [x], gradient, "published_cg4", 0.05)
+    assert oracle.relative_error(directions(layer, [x], gradient), reference) < 1e-6
+    one = {"": layer.weight.grad[0]}, {"": reference["weight"][0]}
+    assert oracle.relative_error(*one) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d groups", "conv2d strided", "conv3d"])
+def test_right_hand_sides_by_patches_and_by_convolutions_agree(name):
+    make, shape = LAYERS[name]
+    layer, x, gradient = prepared(make, shape, "gradient", 1.0)
+    _, make_design, _, _ = layer._linearised(x)
+    design = make_design(x)
+    by_convolutions = design.right_hand_side(gradient)
+    assert torch.allclose(design._by_patches(gradient), by_convolutions, rtol=1e-12)
+
+
+def test_rank_deficient_inputs_keep_their_digits_in_float32():
+    torch.manual_seed(0)
+    x = torch.randn(200, 5) @ torch.randn(5, 20)
+    gradient = torch.randn(200, 3)
+    for tau in (1.0, 50.0):
+        layer = ProxPropLinear(20, 3, bias=False, tau_prox=tau, optimization_mode="prox_exact")
+        assert oracle.relative_error(directions(layer, [x], gradient), oracle.exact(layer, [x], gradient, tau)) < 1e-5

@@ -1,6 +1,7 @@
 """What a user may expect of a torch.nn layer, and of a ProxProp layer beside it."""
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -26,6 +27,12 @@ PAIRS = {
     "Conv3d": (ProxPropConv3d, nn.Conv3d, (2, 3, 2), (4, 2, 4, 4, 4)),
     "ConvTranspose2d": (ProxPropTransposed, nn.ConvTranspose2d, (2, 3, 3), (4, 2, 5, 5)),
 }
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Compiled code of former tests counts towards a limit of recompilations."""
+    torch.compiler.reset()
 
 
 @pytest.fixture(params=PAIRS)
@@ -150,6 +157,15 @@ def test_double_backward_raises_pytorchs_own_error(pair):
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("mode", ["prox_exact", "gradient"])
+def test_double_backward_raises_it_for_a_constant_gradient_too(mode):
+    layer = ProxPropLinear(4, 1, optimization_mode=mode)
+    x = torch.randn(3, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
 def test_without_gradients_the_base_class_runs_alone(pair, monkeypatch):
     proximal, plain, x = pair
     monkeypatch.setattr(type(proximal), "_linearised", None)
@@ -197,7 +213,7 @@ def test_settings_take_effect_at_the_next_backward_pass():
     assert oracle.relative_error(gradients(layer), oracle.exact(layer, [x], torch.ones_like(output), 2.0)) < 1e-9
 
 
-@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "1", None, True])
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), 10**400, 1e-320, "1", None, True])
 def test_a_bad_tau_is_refused_at_construction_and_assignment(value):
     with pytest.raises(ValueError, match="tau_prox must be a positive finite number, got"):
         ProxPropLinear(2, 2, tau_prox=value)
@@ -239,6 +255,62 @@ def test_a_module_that_is_not_linear_is_refused_at_first_use(make, x):
         make()(x)
 
 
+def test_linearity_is_not_taken_for_granted_from_an_input_that_shows_nothing():
+    layer = proxprop_module_generator(nn.Sequential)(nn.Linear(3, 3, bias=False), nn.Tanh())
+    layer(torch.zeros(4, 3))
+    with pytest.raises(TypeError, match="linear in all parameters together"):
+        layer(torch.randn(4, 3))
+
+
+def test_a_generated_layer_works_under_autocast():
+    torch.manual_seed(0)
+    layer = ProxPropTransposed(3, 4, 3, optimization_mode="prox_cg2")
+    x = torch.randn(2, 3, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(x)
+    assert output.dtype == torch.bfloat16
+    output.backward(torch.ones_like(output))
+    reference = oracle.conjugate_gradients(layer, [x], torch.ones_like(output), 1.0, 2, one_step_length=True)
+    assert oracle.relative_error(gradients(layer), reference) < 1e-5
+
+
+class Position(nn.Module):
+    """An embedding of positions, whose output is a view of its parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5, 3))
+
+    def forward(self, x):
+        return self.weight[: len(x)]
+
+
+def test_an_output_that_is_a_view_of_a_parameter_leaves_the_parameter_alone():
+    layer = proxprop_module_generator(Position)(optimization_mode="prox_cg1", tau_prox=4.0)
+    output = layer(torch.zeros(2)).mul_(-1).relu_()
+    assert torch.equal(layer.weight, torch.ones(5, 3))
+    output = layer(torch.zeros(2))
+    output.backward(torch.ones(2, 3))
+    expected = torch.zeros(5, 3)
+    expected[:2] = 1 / (1 + 1 / 4)  # A picks two rows: (AᵀA + I/τ)⁻¹ AᵀG
+    assert torch.allclose(layer.weight.grad, expected)
+
+
+def test_a_parametrized_weight_is_read_once():
+    class Drop(nn.Module):
+        reads = 0
+
+        def forward(self, weight):
+            Drop.reads += 1
+            return weight * torch.bernoulli(torch.full_like(weight, 0.5))
+
+    layer = ProxPropLinear(6, 5, optimization_mode="gradient")
+    nn.utils.parametrize.register_parametrization(layer, "weight", Drop())
+    Drop.reads = 0
+    layer(torch.randn(4, 6)).sum().backward()
+    assert Drop.reads == 1
+
+
 def test_a_module_without_parameters_is_refused():
     with pytest.raises(TypeError, match="ProxPropReLU: the module has no parameters"):
         proxprop_module_generator(nn.ReLU)()
@@ -259,6 +331,21 @@ def test_the_generator_returns_the_written_out_classes_and_caches_others():
     assert proxprop_module_generator(nn.Linear) is ProxPropLinear
     assert proxprop_module_generator(nn.ConvTranspose2d) is ProxPropTransposed
     assert proxprop_module_generator(ProxPropLinear) is ProxPropLinear
+
+
+def test_the_signature_is_the_base_class_with_the_two_keywords(pair):
+    proximal, plain, _ = pair
+    own = inspect.signature(type(proximal)).parameters
+    assert [name for name in own if name not in ("tau_prox", "optimization_mode")] == list(
+        inspect.signature(type(plain)).parameters
+    )
+    assert (own["tau_prox"].default, own["optimization_mode"].default) == (1.0, "prox_cg1")
+
+    class Subclass(type(proximal)):
+        def __init__(self, width):
+            super().__init__(width, width, 3)
+
+    assert list(inspect.signature(Subclass).parameters) == ["width"]
 
 
 def test_generated_batch_norm_updates_its_statistics_once():
@@ -330,10 +417,11 @@ def test_bfloat16_layers_and_autocast_solve_in_float32(mode):
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 def test_complex_inputs_are_refused():
     layer = ProxPropLinear(3, 2).to(torch.complex64)
-    with pytest.raises(TypeError, match="ProxProp layers work on real inputs"):
+    with pytest.raises(TypeError, match=r"ProxPropLinear works on real numbers, got torch\.complex64"):
         layer(torch.randn(4, 3, dtype=torch.complex64)).abs().sum().backward()
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("mode", ["prox_exact", "prox_cg1", "prox_cg3", "gradient", "published_cg3"])
 def test_a_compiled_step_is_one_graph_and_agrees(mode):
     torch.manual_seed(0)
@@ -353,3 +441,23 @@ def test_a_compiled_step_is_one_graph_and_agrees(mode):
         run(x).square().sum().backward()
         results.append(gradients(model))
     assert oracle.relative_error(results[1], results[0]) < 1e-5
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3"])
+def test_a_compiled_step_takes_batches_of_other_sizes(mode):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        ProxPropConv2d(2, 3, 3, optimization_mode=mode),
+        nn.Flatten(),
+        ProxPropLinear(27, 4, optimization_mode=mode),
+    )
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for batch in (8, 5, 3):
+        x = torch.randn(batch, 2, 5, 5)
+        results = []
+        for run in (model, compiled):
+            model.zero_grad()
+            run(x).square().sum().backward()
+            results.append(gradients(model))
+        assert oracle.relative_error(results[1], results[0]) < 1e-5
