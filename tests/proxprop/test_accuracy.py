@@ -14,6 +14,7 @@ from torch import nn
 from proxprop import ProxPropConv2d, ProxPropLinear
 
 BATCH = 500
+ITERATIONS = (1, 3, 10)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,65 @@ SETTINGS = {  # network, optimizer and step size of the paper; learned in a few 
 }
 
 
+class Reference:
+    """Directions of one layer at one input and output gradient, in dense float64."""
+
+    def __init__(self, layer, x, gradient):
+        self.layer, self.x, self.gradient = layer, x, gradient
+        x, gradient = x.double(), gradient.double()
+        if isinstance(layer, nn.Conv2d):
+            x = nn.functional.unfold(x, 5, padding=2).transpose(1, 2).reshape(-1, layer.weight[0].numel())
+            gradient = gradient.flatten(2).transpose(1, 2).reshape(-1, layer.out_channels)
+        a = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)  # [m, d]
+        self.rhs = a.T @ gradient
+        self.wide = a.shape[0] < a.shape[1]
+        self.matrix = a @ a.T if self.wide else a.T @ a
+        self.a, self.g = (a, gradient) if self.wide else (None, None)
+        # A few outputs that are alive, and an orthonormal Krylov basis for each.
+        size = self.rhs.norm(dim=0)
+        self.outputs = torch.nonzero(size > 1e-3 * size.max()).flatten()[:4]
+        self.bases = [self.krylov(self.rhs[:, output]) for output in self.outputs]
+
+    def gram_times(self, v):
+        return self.a.T @ (self.a @ v) if self.wide else self.matrix @ v
+
+    def krylov(self, rhs):
+        basis = rhs[:, None] / rhs.norm()
+        while basis.shape[1] < max(ITERATIONS):
+            vector = self.gram_times(basis[:, -1])
+            for _ in range(2):  # once leaves rounding, twice is enough
+                vector = vector - basis @ (basis.T @ vector)
+            basis = torch.cat([basis, (vector / vector.norm())[:, None]], 1)
+        return basis
+
+    def exact(self, tau):
+        """(AᵀA + I/τ)⁻¹ AᵀG through the smaller of the two dense systems, ``[d, o]``."""
+        shifted = self.matrix + torch.eye(len(self.matrix), dtype=torch.float64) / tau
+        return self.a.T @ torch.linalg.solve(shifted, self.g) if self.wide else torch.linalg.solve(shifted, self.rhs)
+
+    def conjugate_gradients(self, tau, iterations):
+        """The minimiser over the Krylov space, which is the same for every τ, for ``outputs``."""
+        columns = []
+        for output, basis in zip(self.outputs, self.bases, strict=True):
+            q = basis[:, :iterations]
+            small = q.T @ self.gram_times(q) + torch.eye(iterations, dtype=torch.float64) / tau
+            columns.append(q @ torch.linalg.solve(small, q.T @ self.rhs[:, output]))
+        return torch.stack(columns, 1)
+
+    def actual(self, tau, mode):
+        """What the layer gives in float32, ``[d, o]``."""
+        layer = self.layer
+        layer.tau_prox, layer.optimization_mode = tau, mode
+        layer.zero_grad()
+        layer(self.x).backward(self.gradient)
+        return torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1).double().T
+
+
 @pytest.fixture(
     scope="module", params=[(n, s) for n in SETTINGS for s in (0, 10)], ids=lambda p: f"{p[0]}-{p[1]} steps"
 )
 def problem(request, images):
-    """The paper's τ, and (layer, input, gradient) of each hidden layer after some training steps."""
+    """The paper's τ and the reference of each hidden layer, at the start or after some training steps."""
     name, steps = request.param
     make, optimizer_of, tau = SETTINGS[name]
     torch.manual_seed(0)
@@ -78,70 +133,28 @@ def problem(request, images):
     nn.functional.cross_entropy(network(images), labels).backward()
     for handle in handles:
         handle.remove()
-    network.zero_grad()
-    return tau, [(layer, *captured[layer]) for layer in layers]
-
-
-def dense(layer, x, gradient):
-    """A with its column of ones, and G, in float64: ``[m, d]`` and ``[m, o]``."""
-    x, gradient = x.double(), gradient.double()
-    if isinstance(layer, nn.Conv2d):
-        x = nn.functional.unfold(x, 5, padding=2).transpose(1, 2).reshape(-1, layer.weight[0].numel())
-        gradient = gradient.flatten(2).transpose(1, 2).reshape(-1, layer.out_channels)
-    return torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1), gradient
-
-
-def exact(a, gradient, tau):
-    """(AᵀA + I/τ)⁻¹ AᵀG, through the smaller of the two dense systems."""
-    m, d = a.shape
-    if d <= m:
-        return torch.linalg.solve(a.T @ a + torch.eye(d, dtype=a.dtype) / tau, a.T @ gradient)
-    return a.T @ torch.linalg.solve(a @ a.T + torch.eye(m, dtype=a.dtype) / tau, gradient)
-
-
-def krylov(a, gradient, tau, iterations):
-    """For a few outputs: the minimiser of the quadratic over the Krylov space, which N CG steps define."""
-    columns = []
-    for g in gradient.T:
-        rhs = a.T @ g
-        basis = rhs[:, None] / rhs.norm()
-        while basis.shape[1] < iterations:
-            vector = a.T @ (a @ basis[:, -1])
-            for _ in range(2):  # twice is enough
-                vector = vector - basis @ (basis.T @ vector)
-            basis = torch.cat([basis, (vector / vector.norm())[:, None]], 1)
-        product = a @ basis
-        small = product.T @ product + basis.T @ basis / tau
-        columns.append(basis @ torch.linalg.solve(small, basis.T @ rhs))
-    return torch.stack(columns, 1)
-
-
-def direction(layer, x, gradient, tau, mode):
-    """D as ``[d, o]``, in the layout of the references."""
-    layer.tau_prox, layer.optimization_mode = tau, mode
-    layer.zero_grad()
-    layer(x).backward(gradient)
-    return torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1).double().T
+    return tau, [Reference(layer, *captured[layer]) for layer in layers]
 
 
 def error(actual, expected):
     return float((actual - expected).norm() / expected.norm())
 
 
+def bounds(paper_tau):
+    return (paper_tau, 5e-4), (5e-4, 5e-3), (50.0, 5e-3)
+
+
 def test_exact_directions_in_float32(problem):
-    paper_tau, layers = problem
-    for layer, x, gradient in layers:
-        a, g = dense(layer, x, gradient)
-        for tau, bound in ((paper_tau, 5e-4), (5e-4, 5e-3), (50.0, 5e-3)):
-            assert error(direction(layer, x, gradient, tau, "prox_exact"), exact(a, g, tau)) < bound
+    paper_tau, references = problem
+    for reference in references:
+        for tau, bound in bounds(paper_tau):
+            assert error(reference.actual(tau, "prox_exact"), reference.exact(tau)) < bound
 
 
-@pytest.mark.parametrize("iterations", [1, 3, 10])
+@pytest.mark.parametrize("iterations", ITERATIONS)
 def test_conjugate_gradients_in_float32(problem, iterations):
-    paper_tau, layers = problem
-    for layer, x, gradient in layers:
-        a, g = dense(layer, x, gradient)
-        alive = torch.nonzero(g.abs().amax(0) > 1e-6 * g.abs().max()).flatten()[:4]
-        for tau, bound in ((paper_tau, 5e-4), (5e-4, 5e-3), (50.0, 5e-3)):
-            actual = direction(layer, x, gradient, tau, f"prox_cg{iterations}")[:, alive]
-            assert error(actual, krylov(a, g[:, alive], tau, iterations)) < bound
+    paper_tau, references = problem
+    for reference in references:
+        for tau, bound in bounds(paper_tau):
+            actual = reference.actual(tau, f"prox_cg{iterations}")[:, reference.outputs]
+            assert error(actual, reference.conjugate_gradients(tau, iterations)) < bound
