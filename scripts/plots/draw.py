@@ -93,7 +93,7 @@ def draw_panel(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) -
     axes.set_title(panel.title)
     size, label = x_unit(panel, x_end)
     axes.set_xlabel(label)
-    axes.set_xlim(0, x_end / size or 1)
+    axes.set_xlim(0, 1.02 * x_end / size or 1)  # room for the last marker
     if panel.y == "train_loss":
         axes.set_ylabel("Full-batch training loss (cross-entropy)")
         scale_loss(axes, *loss_limits(panel, drawn, x_end))
@@ -132,7 +132,7 @@ def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn]) -> Page:
     page = Page(figsize=style.PAGE)
     page.text(0.045, 0.955, title, fontsize=15, fontweight="bold", va="top")
     columns = len(figure.panels)
-    grid = page.add_gridspec(1, columns, left=0.065, right=0.985, bottom=0.235, top=0.77, wspace=0.1 + 0.07 * columns)
+    grid = page.add_gridspec(1, columns, left=0.065, right=0.97, bottom=0.235, top=0.77, wspace=0.1 + 0.07 * columns)
     if not drawn:
         page.text(0.5, 0.5, "no run of this figure is there", ha="center", color=style.MUTED)
         return page
