@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-def peak_memory(run: Callable[[], None], device: torch.device) -> float:
-    """Bytes of tensors at the fullest moment of ``run()``, with what was there before (parameters, gradients).
+def peak_allocation(run: Callable[[], None], device: torch.device) -> float:
+    """Bytes that ``run()`` allocates and holds at its fullest moment, beside what was there before.
 
     On a GPU the allocator knows; on a CPU the profiler's record of allocations is summed up.
     """
     if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        return float(torch.cuda.max_memory_allocated(device))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     allocations = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     current = peak = 0
@@ -25,3 +28,16 @@ def peak_memory(run: Callable[[], None], device: torch.device) -> float:
         current += event.nbytes()
         peak = max(peak, current)
     return float(peak)
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """The profiler's library writes its own log straight to file descriptor 2."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

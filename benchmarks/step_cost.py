@@ -1,6 +1,6 @@
 """What an implicit step costs: forward + backward of the paper's networks, over the same networks with plain layers.
 
-    python -m benchmarks.step_cost [--device D] [--model mlp|convnet] [--modes M ...] [--json FILE]
+    python benchmarks/step_cost.py [--device D] [--model mlp|convnet] [--modes M ...] [--json FILE]
 
 Plain and ProxProp networks take turns within one process, so that a machine's moods hit both; a ratio is the median
 over rounds of (ProxProp time / plain time of the same round). How to read the table: README.md beside this file.
@@ -23,7 +23,7 @@ from torch import nn
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.memory import peak_memory
+from benchmarks.memory import peak_allocation
 from benchmarks.networks import BATCH, NETWORKS, floor
 from experiments.device import device_name, resolve_device
 from proxprop import ProxPropConv2d, ProxPropLinear
@@ -32,23 +32,29 @@ MODES = ["gradient", "prox_cg1", "prox_cg3", "prox_cg10", "prox_exact"]
 TAU = {"mlp": 0.05, "convnet": 1.0}  # as in the paper
 
 
-def step(model: str, mode: str | None, device: torch.device) -> Callable[[], None]:
-    """One forward + backward of a network on one batch; ``mode`` None means plain layers."""
-    torch.manual_seed(0)
-    layers: tuple[Callable[..., nn.Module], Callable[..., nn.Module]] = (nn.Linear, nn.Conv2d)
-    if mode is not None:
-        settings = {"tau_prox": TAU[model], "optimization_mode": mode}
-        layers = (functools.partial(ProxPropLinear, **settings), functools.partial(ProxPropConv2d, **settings))
-    network = NETWORKS[model](*layers).to(device)
-    # Images have long-range structure, noise has none: smooth noise is nearer to the real spectrum.
-    images = nn.functional.interpolate(torch.rand(BATCH, 3, 8, 8), size=32, mode="bilinear").to(device)
-    labels = torch.randint(10, (BATCH,)).to(device)
+class Step:
+    """Forward + backward of a network on one batch; ``mode`` None means plain layers."""
 
-    def run() -> None:
-        network.zero_grad()
-        nn.functional.cross_entropy(network(images), labels).backward()
+    def __init__(self, model: str, mode: str | None, device: torch.device) -> None:
+        torch.manual_seed(0)
+        layers: tuple[Callable[..., nn.Module], Callable[..., nn.Module]] = (nn.Linear, nn.Conv2d)
+        if mode is not None:
+            settings = {"tau_prox": TAU[model], "optimization_mode": mode}
+            layers = (functools.partial(ProxPropLinear, **settings), functools.partial(ProxPropConv2d, **settings))
+        self.network = NETWORKS[model](*layers).to(device)
+        # Images have long-range structure, noise has none: smooth noise is nearer to the real spectrum.
+        smooth = nn.functional.interpolate(torch.rand(BATCH, 3, 8, 8), size=32, mode="bilinear")
+        self.images, self.labels = smooth.to(device), torch.randint(10, (BATCH,)).to(device)
 
-    return run
+    def __call__(self) -> None:
+        self.network.zero_grad()
+        nn.functional.cross_entropy(self.network(self.images), self.labels).backward()
+
+    def peak_memory(self, device: torch.device) -> float:
+        """Bytes held at the fullest moment of a step, parameters and images included."""
+        self.network.zero_grad()
+        resident = sum(t.nbytes for t in (*self.network.parameters(), self.images))
+        return resident + peak_allocation(self, device)
 
 
 def timed(run: Callable[[], None], device: torch.device) -> float:
@@ -67,7 +73,7 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
 
 def measure(model: str, mode: str, device: torch.device, seconds: float) -> dict[str, float | str]:
     """Time ``mode`` against plain layers in turns, for about ``seconds`` and seven rounds at the least."""
-    plain, proximal = step(model, None, device), step(model, mode, device)
+    plain, proximal = Step(model, None, device), Step(model, mode, device)
     for run in (plain, proximal, plain, proximal):
         timed(run, device)
     rounds: list[tuple[float, float]] = []
@@ -83,7 +89,7 @@ def measure(model: str, mode: str, device: torch.device, seconds: float) -> dict
         "low": ratios[quarter],
         "high": ratios[-1 - quarter],
         "floor": floor(model, mode),
-        "memory": peak_memory(proximal, device) / peak_memory(plain, device),
+        "memory": proximal.peak_memory(device) / plain.peak_memory(device),
         "plain_ms": 1000 * statistics.median(plain_time for plain_time, _ in rounds),
         "rounds": len(rounds),
     }

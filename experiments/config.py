@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from experiments.errors import ConfigError
 from experiments.yaml_mapping import apply_overrides, read_with_bases, read_yaml
-from proxprop.modes import parse_mode
+from proxprop.modes import parse_mode, parse_tau
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -82,6 +82,11 @@ class ProxPropConfig(_Section):
     def _known_mode(cls, text: str) -> str:
         parse_mode(text)
         return text
+
+    @field_validator("tau_prox")
+    @classmethod
+    def _usable_tau(cls, tau: float) -> float:
+        return parse_tau(tau)
 
 
 class Config(_Section):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import numbers
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -15,9 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from proxprop.design import ConvDesign, ConvGeometry, Design, LinearDesign
 from proxprop.function import ProximalStep, Settings
-from proxprop.modes import parse_mode
-
-_MIN_TAU, _MAX_TAU = 1 / sys.float_info.max, sys.float_info.max  # so that 1/τ is finite, too
+from proxprop.modes import parse_mode, parse_tau
 
 Linearised = tuple[Tensor, Callable[..., Design], Sequence[Tensor], Sequence[Tensor | None]]
 """An output computed with detached parameters, a function from the inputs to A, the inputs, the parameters."""
@@ -83,9 +79,7 @@ class ProxPropLayer(nn.Module):
 
     @tau_prox.setter
     def tau_prox(self, value: float) -> None:
-        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not _MIN_TAU <= value <= _MAX_TAU:
-            raise ValueError(f"tau_prox must be a positive finite number, got {value!r}")
-        self._proximal.tau = float(value)
+        self._proximal.tau = parse_tau(value)
 
     @property
     def optimization_mode(self) -> str:

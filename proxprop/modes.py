@@ -1,9 +1,13 @@
-"""The values of ``optimization_mode``: each is parsed once, into an object that computes the direction."""
+"""A layer's settings, parsed once; ``optimization_mode`` becomes an object that computes the direction."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import numbers
 import re
+import sys
 from typing import Protocol
 
 from torch import Tensor
@@ -13,6 +17,9 @@ from proxprop.design import ConvDesign, Design, MatrixDesign, Parameters
 from proxprop.solvers import CGRules, conjugate_gradients
 
 ALLOWED = "'prox_exact', 'prox_cgN' with N >= 1, 'gradient' or 'published_cgN' with N >= 1"
+
+
+MIN_TAU, MAX_TAU = 1 / sys.float_info.max, sys.float_info.max  # so that 1/τ is finite, too
 
 
 class Mode(Protocol):
@@ -107,3 +114,18 @@ def parse_mode(text: str) -> Mode:
         kind = ConjugateGradient if match[1] == "prox" else PublishedConjugateGradient
         return kind(int(match[2]))
     raise ValueError(f"optimization_mode must be {ALLOWED}, got {text!r}")
+
+
+def parse_tau(value: object) -> float:
+    """``value`` as a step size τ.
+
+    Raises:
+        ValueError: if it is no positive finite number.
+    """
+    tau = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            tau = float(value)
+    if not MIN_TAU <= tau <= MAX_TAU:
+        raise ValueError(f"tau_prox must be a positive finite number, got {value!r}")
+    return tau
