@@ -31,7 +31,7 @@ COSTS = {
 
 
 def direct_system(design: MatrixDesign, gradient: Tensor, beta: float) -> DirectSystem:
-    """The cheaper of the two forms with a matrix to factorise."""
+    """The cheaper of the two forms with a matrix to factorise (in float64)."""
     form = Primal if _primal(design, None) <= _dual(design, None) else Dual
     return form(design, gradient, beta)
 
@@ -57,8 +57,10 @@ def _primal(design: MatrixDesign, iterations: int | None) -> float:
 def _dual(design: MatrixDesign, iterations: int | None) -> float:
     g, m, d, o = design.groups, design.rows, design.columns, design.outputs
     model = _model(design)
-    solve = model.double * m**3 + m**2 * o if iterations is None else iterations * m**2 * o
-    return g * (model.double * m**2 * d + solve)
+    kernel = m**2 * d / 2  # symmetric
+    if iterations is None:
+        return g * (model.double * (kernel + m**3) + m**2 * o)
+    return g * (kernel + iterations * m**2 * o)
 
 
 def _matrix_free(design: MatrixDesign, iterations: int) -> float:

@@ -49,7 +49,7 @@ class LinearDesign(MatrixDesign):
 
     @property
     def gram_cost(self) -> float:
-        return self.rows * self.columns**2
+        return self.rows * self.columns**2  # symmetric, but in float64
 
     def gram(self) -> Tensor:
         input = self.input.to(accumulation_dtype(self.input))
