@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from pathlib import Path
@@ -27,6 +28,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+@functools.cache  # as it was for the first run: later changes to the tree are not in this process
 def git_commit() -> str | None:
     """The commit of this source tree, `-dirty` when its code was changed; None outside git."""
     if not (_ROOT / ".git").exists():
