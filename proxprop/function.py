@@ -42,8 +42,10 @@ class ProximalStep(torch.autograd.Function):
         input_count: int,
         *tensors: Tensor | None,
     ) -> Tensor:
-        # Marked as changed in place: no copy is made, and an in-place activation may follow.
-        ctx.mark_dirty(output)
+        if torch.compiler.is_compiling():
+            output = output.clone()  # older compilers do not know mark_dirty; newer ones fuse the copy away
+        else:
+            ctx.mark_dirty(output)  # no copy is made, and an in-place activation may follow
         ctx.save_for_backward(*tensors[:input_count])
         ctx.settings, ctx.make_design = settings, make_design
         ctx.dtypes = [None if p is None else p.dtype for p in tensors[input_count:]]

@@ -156,7 +156,7 @@ class PatchGram:
 
     def _add(self, gram: Tensor, strips: Tensor, offset: tuple[int, ...], width: int) -> None:
         """Add what strips at ``offset`` from each other contribute."""
-        shift = [step * delta for step, delta in zip(self.dilation, offset, strict=False)]
+        shift = [step * delta for step, delta in zip(self.dilation[:-1], offset, strict=True)]
         left, right = strips, strips
         for axis, (size, delta) in enumerate(zip(self.outer_size, shift, strict=True), start=1):
             left = left.narrow(axis, max(0, -delta), size - abs(delta))
@@ -164,15 +164,13 @@ class PatchGram:
         products = (left.mT @ right).to(gram.dtype)  # [g, *outer, c·span, c·span]
         for first in itertools.product(*(range(taps) for taps in self.kernel[:-1])):
             second = tuple(tap + delta for tap, delta in zip(first, offset, strict=True))
-            if not all(0 <= tap < taps for tap, taps in zip(second, self.kernel, strict=False)):
+            if not all(0 <= tap < taps for tap, taps in zip(second, self.kernel[:-1], strict=True)):
                 continue
             rows = products
-            for axis, (tap, delta, count, hop, step) in enumerate(
-                zip(first, shift, self.positions, self.stride, self.dilation, strict=False), start=1
-            ):
-                start = step * tap - max(0, -delta)
-                rows = rows.narrow(axis, start, hop * (count - 1) + 1)
-                rows = rows[(slice(None),) * axis + (slice(None, None, hop),)]
+            for axis, (tap, delta) in enumerate(zip(first, shift, strict=True)):
+                start, hop = self.dilation[axis] * tap - max(0, -delta), self.stride[axis]
+                rows = rows.narrow(axis + 1, start, hop * (self.positions[axis] - 1) + 1)
+                rows = rows[(slice(None),) * (axis + 1) + (slice(None, None, hop),)]
             block = self._diagonals(rows.sum(tuple(range(1, len(shift) + 1))) if shift else rows, width)
             i, j = self._flat(first), self._flat(second)
             gram[:, :, i, :, :, j, :] += block
@@ -182,7 +180,7 @@ class PatchGram:
     def _flat(self, tap: tuple[int, ...]) -> int:
         """The index of an outer kernel position."""
         index = 0
-        for position, taps in zip(tap, self.kernel, strict=False):
+        for position, taps in zip(tap, self.kernel[:-1], strict=True):
             index = index * taps + position
         return index
 
