@@ -25,8 +25,10 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.memory import peak_allocation
 from benchmarks.networks import BATCH, NETWORKS, floor
+from experiments.cli import Parser, UsageError, run_command
 from experiments.device import device_name, resolve_device
 from proxprop import ProxPropConv2d, ProxPropLinear
+from proxprop.modes import parse_mode
 
 MODES = ["gradient", "prox_cg1", "prox_cg3", "prox_cg10", "prox_exact"]
 TAU = {"mlp": 0.05, "convnet": 1.0}  # as in the paper
@@ -95,14 +97,38 @@ def measure(model: str, mode: str, device: torch.device, seconds: float) -> dict
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Cost of a ProxProp step over a step with plain layers.")
+def mode_name(text: str) -> str:
+    try:
+        parse_mode(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def seconds_number(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+    return seconds
+
+
+def main() -> int:
+    """Exit code 0, or 2 after one line on stderr."""
+    return run_command(benchmark)
+
+
+def benchmark() -> int:
+    parser = Parser(description="Cost of a ProxProp step over a step with plain layers.")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--model", choices=sorted(NETWORKS), help="one network only")
-    parser.add_argument("--modes", nargs="+", default=MODES, metavar="MODE")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure each mode (default 10)")
+    parser.add_argument("--modes", nargs="+", type=mode_name, default=MODES, metavar="MODE")
+    parser.add_argument(
+        "--seconds", type=seconds_number, default=10.0, help="how long to measure each mode (default 10)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     arguments = parser.parse_args()
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise UsageError(f"--json: there is no folder {arguments.json.parent}")
     device = resolve_device(arguments.device)
     print(f"{device_name(device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, batch {BATCH}")
     print(f"{'model':8} {'mode':11} {'ratio':>6} {'quartiles':>12} {'floor':>6} {'memory':>7} {'plain':>9}")
@@ -119,7 +145,8 @@ def main() -> None:
     if arguments.json:
         header = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
         arguments.json.write_text(json.dumps(header | {"batch": BATCH, "rows": rows}, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

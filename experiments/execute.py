@@ -56,8 +56,9 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path) -> s
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         writer.finish(summary)
+    epochs = f"{record.epoch} epoch{'s' * (record.epoch != 1)}"
     return (
-        f"{config.name}: {status}, {record.epoch} epochs, train loss {record.train_loss:.4g}, "
+        f"{config.name}: {status}, {epochs}, train loss {record.train_loss:.4g}, "
         f"test accuracy {test_accuracy:.2%}, wrote {folder}"
     )
 

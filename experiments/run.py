@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cli import RESULTS, Parser, run_command, run_folder
+from experiments.cli import RESULTS, Parser, UsageError, run_command, run_folder
 from experiments.config import load_config
 from experiments.data import load
 from experiments.device import memory_errors, resolve_device
@@ -36,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if "=" in str(arguments.config) and not arguments.config.exists():
+        raise UsageError(f"expected a config file before {arguments.config} (see --help)")
     config = load_config(arguments.config, arguments.overrides)
     folder = arguments.output or run_folder(RESULTS, arguments.config, config)
     summary = None if arguments.overwrite else read_summary(folder)

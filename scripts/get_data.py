@@ -153,6 +153,8 @@ def download(url: str, archive: Path, expected: str) -> None:
 def get_data(data: Path, source: Path | None, url: str) -> str:
     """Makes ``data/cifar-10-batches-py`` where it is not yet; returns what to say about it."""
     folder = data / FOLDER
+    if source is not None and not source.exists():
+        raise DataError(f"--from: {source} does not exist")
     if folder.exists():
         if missing := missing_files(folder):
             raise DataError(f"{folder} lacks {', '.join(missing)}: remove it and run this again")

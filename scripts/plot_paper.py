@@ -89,9 +89,19 @@ def plot(options: argparse.Namespace) -> int:
     published = load_runs(options.published) if options.published else {}
     style.apply()
     write(options.output, to_pdf(make_pages(runs, published)))
+    print_notes(runs)
     if options.table:
         write(options.table, to_markdown(make_table(runs, published)).encode())
     return 0
+
+
+def print_notes(runs: Runs) -> None:
+    """What the figures lack, and what they have no place for."""
+    known = [curve.run for figure in FIGURES for curve in figure.curves]
+    if note := status_note(known, runs):
+        print(f"note: {note}")
+    if others := [name for name in runs if name not in known]:
+        print(f"note: no figure shows (see scripts/plots/figures.py): {', '.join(others)}")
 
 
 def make_parser() -> argparse.ArgumentParser:

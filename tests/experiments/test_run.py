@@ -58,7 +58,7 @@ def test_same_seed_same_metrics(write_config):
 
 def test_divergence_keeps_the_metrics_and_is_no_error(write_config, capsys):
     assert main([str(write_config(epochs=5)), "optimizer.lr=1e30"]) == 0
-    assert "tiny: diverged, 1 epochs, train loss nan" in capsys.readouterr().out
+    assert "tiny: diverged, 1 epoch, train loss nan" in capsys.readouterr().out
     assert read_metrics(TINY)["train_loss"].isna().tolist() == [False, True]
     summary = json.loads((TINY / "summary.json").read_text(), parse_constant=pytest.fail)
     assert (summary["status"], summary["epochs"], summary["test_loss"]) == ("diverged", 1, None)
@@ -169,3 +169,8 @@ def test_reading_what_is_no_run(tmp_path):
         read_summary(tmp_path)
     with pytest.raises(RecordError, match=r"cannot read the run's config: .*config\.yaml"):
         read_config(tmp_path)
+
+
+def test_settings_before_the_config_are_one_line(capsys):
+    assert run.main(["epochs=2", "configs/a.yaml"]) == 2
+    assert capsys.readouterr().err == "error: expected a config file before epochs=2 (see --help)\n"

@@ -90,6 +90,15 @@ def test_complete_data_is_left_alone(batches: Path, data: Path, capsys: pytest.C
     assert "it was there already" in capsys.readouterr().out
 
 
+def test_a_source_that_does_not_exist_is_named_though_data_is_there(
+    batches: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, "--from", batches) == 0
+    capsys.readouterr()
+    assert run(data, "--from", tmp_path / "nope") == 2
+    assert "nope does not exist" in error_line(capsys)
+
+
 def test_incomplete_data_is_named(batches: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(batches, data / FOLDER)
     (data / FOLDER / "test_batch").unlink()

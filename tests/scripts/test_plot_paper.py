@@ -79,3 +79,12 @@ def test_runs_as_a_file_from_another_folder(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(root / "scripts" / "plot_paper.py"), "absent", "--output", "a.pdf"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: absent is no folder\n")
+
+
+def test_what_the_figures_lack_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_suite(tmp_path / "runs")
+    (tmp_path / "runs" / "mlp_sgd_cg5").rename(tmp_path / "runs" / "mine")
+    assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "f.pdf")]) == 0
+    assert capsys.readouterr().out == (
+        "note: missing: mlp_sgd_cg5\nnote: no figure shows (see scripts/plots/figures.py): mine\n"
+    )
