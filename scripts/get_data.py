@@ -17,20 +17,16 @@ import zlib
 from pathlib import Path
 from typing import NoReturn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+from experiments.cifar_files import OFFICIAL_MD5
+
+ROOT = Path(__file__).resolve().parents[1]
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 ARCHIVE = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
-FILES_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-}
-ROOT = Path(__file__).resolve().parents[1]
+FILES_MD5 = {**OFFICIAL_MD5, "batches.meta": "5ff9c542aee3614f3951f8cda6e48888"}
 MIB = 2**20
 
 
