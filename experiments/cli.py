@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from experiments.config import Config
-from experiments.errors import ExperimentError
+from experiments import interrupts
+from experiments.errors import ExperimentError, Interrupted
 
 RESULTS = Path("results")
 
@@ -26,17 +26,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """The exit code of `command`: its own, 2 after a known error, 130 when interrupted."""
+    """The exit code of `command`: its own, 2 after a known error, 130 or 143 after SIGINT or SIGTERM."""
     try:
-        return command()
+        with interrupts.raised():
+            return command()
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: what was recorded so far is kept", file=sys.stderr)
-        return 130
-
-
-def run_folder(results: Path, config_path: Path, config: Config) -> Path:
-    """`<results>/<folder of the config>/<name>`."""
-    return results / config_path.resolve().parent.name / config.name
+    except Interrupted as error:
+        print(f"interrupted: {error}", file=sys.stderr)
+        return error.exit_code

@@ -16,6 +16,10 @@ from proxprop.modes import parse_mode, parse_tau
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+#: Keys of `Config` that decide where and how a run is carried out, not what it computes.
+_EXECUTION = ("device", "checkpoint_every", "tensorboard")
 
 
 class _Section(BaseModel):
@@ -90,17 +94,25 @@ class ProxPropConfig(_Section):
 
 
 class Config(_Section):
-    """Everything that decides a run's numbers. `proxprop` applies to all layers but the last."""
+    """Everything that decides a run's numbers, and, last, how it is carried out.
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    `proxprop` applies to all layers but the last. `seed` is that of the weights and, unless
+    `order_seed` is given, of the order of the examples. `checkpoint_every` counts epochs.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,=-]*$", max_length=200)]
     model: Annotated[MLPConfig | ConvNetConfig, Field(discriminator="name")]
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig
     proxprop: ProxPropConfig = ProxPropConfig()
     epochs: Count
     batch_size: Count
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
+    order_seed: Seed | None = None
+    deterministic: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
+    checkpoint_every: Count = 1
+    tensorboard: bool = False
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -109,12 +121,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with one line that names the key and what is allowed.
     """
-    return _validate(apply_overrides(read_with_bases(Path(path)), overrides))
+    return parse_mapping(apply_overrides(read_with_bases(Path(path)), overrides))
 
 
 def load_resolved(path: Path) -> Config:
     """Read back what `dump_config` wrote; a key added since then takes its default."""
-    return _validate(read_yaml(path))
+    return parse_mapping(read_yaml(path))
+
+
+def parse_config(text: str) -> Config:
+    """The config whose text `dump_config` gave."""
+    return parse_mapping(yaml.safe_load(text))
 
 
 def dump_config(config: Config) -> str:
@@ -123,9 +140,14 @@ def dump_config(config: Config) -> str:
 
 
 def differing_keys(one: Config, other: Config) -> list[str]:
-    """Dotted names of the keys whose values differ."""
-    first, second = _flat(one.model_dump()), _flat(other.model_dump())
-    return [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    """Dotted names of the keys whose values differ, of those that decide the numbers."""
+    first, second = flat(one), flat(other)
+    return [key for key in {**first, **second} if key not in _EXECUTION and first.get(key) != second.get(key)]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """All keys of `config`, dotted, and their values."""
+    return _flat(config.model_dump())
 
 
 def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,7 +160,8 @@ def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _validate(mapping: dict[str, Any]) -> Config:
+def parse_mapping(mapping: dict[str, Any]) -> Config:
+    """The config that a plain mapping holds; errors are those of `load_config`."""
     try:
         return Config.model_validate(mapping)
     except ValidationError as error:
@@ -156,7 +179,7 @@ _SECTIONS: dict[tuple[str, ...], type[_Section]] = {
     ("proxprop",): ProxPropConfig,
 }
 _PATTERNS = {
-    "name": "must be letters, digits, '.', '_' and '-' (it names a folder), beginning with a letter or digit",
+    "name": "must be letters, digits and any of '._,=-' (it names a folder), beginning with a letter or digit",
     "device": "must be auto, cpu, cuda or cuda:N",
 }
 

@@ -1,7 +1,8 @@
-"""Which device a run uses, what it is called, and waiting for it."""
+"""Which device a run uses, what it is called, waiting for it, and what makes it reproducible."""
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,54 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given, so that a clock reads the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of PyTorch's global generators that code on `device` may draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generator_states(device: torch.device, states: dict[str, torch.Tensor]) -> None:
+    """Undo what was drawn since `generator_states`; a run that changes devices has only the CPU's."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, PyTorch's global generators are seeded; afterwards, they are as they were before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Where `wanted`: within, PyTorch takes deterministic algorithms alone.
+
+    Raises:
+        DeviceError: an operation has none on this device; the text names it.
+    """
+    if not wanted:
+        yield
+        return
+    # Read by cuBLAS when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        problem = str(error).partition(". ")[0].partition(", but you set")[0]
+        raise DeviceError(f"deterministic: cannot be true here: {problem}") from error
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The errors a user can cause. The text of each is one line: what is wrong and what is allowed."""
 
+import signal
+
 
 class ExperimentError(Exception):
     """Base of all known errors; the command lines print its text and exit with code 2."""
@@ -14,8 +16,25 @@ class DataError(ExperimentError):
 
 
 class DeviceError(ExperimentError):
-    """A device that is not there or has too little memory."""
+    """A device that is not there, has too little memory, or cannot do what is asked of it."""
 
 
 class RecordError(ExperimentError):
-    """A run's folder that cannot be written or read back."""
+    """A run's folder that cannot be written or read back, or is in use."""
+
+
+class CheckpointError(RecordError):
+    """A checkpoint that is damaged or belongs to another run."""
+
+
+class Interrupted(Exception):
+    """A signal asked the program to stop; the text says what is kept."""
+
+    def __init__(self, number: int, text: str = "what was recorded so far is kept") -> None:
+        super().__init__(text)
+        self.signal = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """130 for SIGINT, 143 for SIGTERM, as shells have it."""
+        return 128 + self.signal

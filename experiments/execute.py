@@ -1,93 +1,167 @@
-"""One validated config -> one run in its folder."""
+"""One validated config -> one run in its folder, from its start or from its checkpoint."""
 
 from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from experiments.config import Config
+from experiments import interrupts
+from experiments.checkpoint import load_checkpoint, refuse_checkpoint
+from experiments.config import Config, differing_keys, dump_config, parse_config
 from experiments.data import Data
-from experiments.device import memory_errors
+from experiments.device import determinism, memory_errors, seeded
 from experiments.environment import describe_environment
+from experiments.errors import ConfigError, Interrupted
+from experiments.events import event_writer
 from experiments.models import build
+from experiments.progress import Progress
 from experiments.record import RunWriter
-from experiments.train import EpochRecord, evaluate, training
+from experiments.train import EpochRecord, Training, evaluate
 
 
-def execute(config: Config, data: Data, device: torch.device, folder: Path) -> str:
-    """Train as `config` says and record it in `folder`, whatever that held before.
+def execute(config: Config, data: Data, device: torch.device, folder: Path, *, afresh: bool = False) -> str:
+    """Train as `config` says and record it in `folder`, going on from a checkpoint that is there.
 
     Args:
         data: what `experiments.data.load` gave for `config.data` on `device`.
+        afresh: start from the beginning, whatever the folder holds.
 
     Returns:
         One line that says how the run ended.
 
     Raises:
-        DeviceError: out of memory.
-        RecordError: the folder cannot be written (known before training starts).
+        DeviceError: out of memory, or no deterministic algorithm.
+        RecordError: the folder cannot be written or is in use (known before training starts).
+        CheckpointError: the checkpoint there is damaged, or of another config or other data.
+        Interrupted: by SIGINT or SIGTERM, after the step they came in; the state is saved.
     """
-    start = time.perf_counter()
-    environment = describe_environment(device)  # now: the source tree may change while the run goes on
-    with RunWriter(folder, config) as writer, memory_errors(device):
-        model = build(config).to(device)
-        with _Progress(config, len(data.train)) as progress:
-            for record in training(model, data, config, progress.advance):
-                writer.append(record)
-                progress.show(record)
-        test_loss, test_accuracy = evaluate(model, data.test)
-        status = "diverged" if record.diverged else "finished"
-        summary: dict[str, Any] = {
-            "name": config.name,
-            "status": status,
-            "epochs": record.epoch,
-            "test_loss": test_loss if math.isfinite(test_loss) else None,  # JSON has no NaN
-            "test_accuracy": test_accuracy,
-            "seed": config.seed,
-            "data": data.identity,
-            **environment,
-            "seconds": round(time.perf_counter() - start, 3),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
+    with ExitStack() as stack:
+        stack.enter_context(memory_errors(device))
+        stack.enter_context(determinism(config.deterministic))
+        stack.enter_context(seeded(config.seed, device))
+        writer = stack.enter_context(RunWriter(folder))
+        signalled = stack.enter_context(interrupts.deferred())
+
+        run = _Run(config, data, device)
+        if not afresh:
+            run.restore(folder)
+        writer.start(config, run.records)
+        write_events = stack.enter_context(event_writer(folder, config, run.records))
+        progress = stack.enter_context(Progress(config, len(data.train), run.examples_seen))
+
+        def stop_if_asked() -> None:
+            if (number := signalled()) is not None:
+                writer.checkpoint(run.state_dict())
+                raise Interrupted(number, f"{config.name}: stopped after {run.position}, its state saved in {folder}; "
+                                          "the same command goes on from there")  # fmt: skip
+
+        def on_batch(examples: int) -> None:
+            progress.advance(examples)
+            stop_if_asked()
+
+        for record in run.training.records(on_batch):
+            run.records.append(record)
+            writer.append(record)
+            write_events(record)
+            progress.show(record)
+            if record.diverged:
+                break
+            stop_if_asked()
+            if 0 < record.epoch < config.epochs and record.epoch % config.checkpoint_every == 0:
+                writer.checkpoint(run.state_dict())
+        summary = run.summary()
         writer.finish(summary)
-    epochs = f"{record.epoch} epoch{'s' * (record.epoch != 1)}"
+    last, epochs = run.records[-1], f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
     return (
-        f"{config.name}: {status}, {epochs}, train loss {record.train_loss:.4g}, "
-        f"test accuracy {test_accuracy:.2%}, wrote {folder}"
+        f"{config.name}: {summary['status']}, {epochs}, train loss {last.train_loss:.4g}, "
+        f"test accuracy {summary['test_accuracy']:.2%}, wrote {folder}"
     )
 
 
-class _Progress:
-    """A bar over all examples of the run; silent when stderr is no terminal."""
+class _Run:
+    """A run as far as it has come, in this process and in those before it."""
 
-    def __init__(self, config: Config, train_examples: int) -> None:
-        self._epochs, self._examples = config.epochs, train_examples
-        self._bar = tqdm(
-            total=config.epochs * train_examples,
-            desc=config.name,
-            disable=None,
-            leave=False,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
-        )
+    def __init__(self, config: Config, data: Data, device: torch.device) -> None:
+        self.config, self.data = config, data
+        self.training = Training(build(config).to(device), data, config)
+        self.records: list[EpochRecord] = []
+        # Now: the source tree may change while the run goes on.
+        self._environment = describe_environment(device)
+        self._earlier: list[dict[str, Any]] = []  # other environments, and the epoch to which each came
+        self._earlier_seconds, self._start = 0.0, time.perf_counter()
 
-    def advance(self, examples: int) -> None:
-        self._bar.update(examples)
+    @property
+    def position(self) -> str:
+        epoch, batch = self.training.epoch, self.training.batch
+        return f"epoch {epoch}" + (f" and {batch} minibatches" if batch else "")
 
-    def show(self, record: EpochRecord) -> None:
-        speed = self._examples / record.epoch_seconds if record.epoch_seconds else math.nan
-        self._bar.set_postfix_str(
-            f"epoch {record.epoch}/{self._epochs}, train loss {record.train_loss:.4f}, "
-            f"val loss {record.val_loss:.4f}" + (f", {speed:,.0f} images/s" if record.epoch else "")
-        )
+    @property
+    def examples_seen(self) -> int:
+        return self.training.epoch * len(self.data.train) + self.training.batch * self.config.batch_size
 
-    def __enter__(self) -> _Progress:
-        return self
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "config": dump_config(self.config),
+            "data": self.data.identity,
+            "training": self.training.state_dict(),
+            "records": [asdict(record) for record in self.records],
+            "environment": self._environment,
+            "earlier_environments": self._earlier,
+            "seconds": self._seconds(),
+        }
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def restore(self, folder: Path) -> None:
+        """Go on from the checkpoint in `folder`, if there is one.
+
+        Raises:
+            CheckpointError: it is damaged, or of another config or other data.
+        """
+        state = load_checkpoint(folder)
+        if state is None:
+            return
+        try:
+            keys = differing_keys(parse_config(state["config"]), self.config)
+            if keys:
+                raise refuse_checkpoint(folder, f"of another config (different: {', '.join(keys)})")
+            if state["data"] != self.data.identity:
+                raise refuse_checkpoint(folder, "made with other data than data.root now holds")
+            self.training.load_state_dict(state["training"])
+            self.records = [EpochRecord(**row) for row in state["records"]]
+            self._earlier = state["earlier_environments"]
+            if state["environment"] != self._environment:
+                self._earlier = [*self._earlier, {"until_epoch": self.training.epoch, **state["environment"]}]
+            self._earlier_seconds = state["seconds"]
+        except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise refuse_checkpoint(folder, f"of another version of this project ({reason})") from error
+
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds; `earlier_environments` only where the run changed machine or code."""
+        test_loss, test_accuracy = evaluate(self.training.model, self.data.test)
+        config, last = self.config, self.records[-1]
+        return {
+            "name": config.name,
+            "status": "diverged" if last.diverged else "finished",
+            "epochs": last.epoch,
+            "test_loss": test_loss if math.isfinite(test_loss) else None,  # JSON has no NaN
+            "test_accuracy": test_accuracy,
+            "seed": config.seed,
+            "order_seed": config.seed if config.order_seed is None else config.order_seed,
+            "data": self.data.identity,
+            **self._environment,
+            **({"earlier_environments": self._earlier} if self._earlier else {}),
+            "seconds": round(self._seconds(), 3),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _seconds(self) -> float:
+        """Spent on this run so far, evaluation included."""
+        return self._earlier_seconds + time.perf_counter() - self._start

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from experiments.config import Config, ConvNetConfig, MLPConfig
+from experiments.device import seeded
 from proxprop import ProxPropConv2d, ProxPropLinear
 
 _CLASSES = 10
@@ -21,8 +22,7 @@ def build(config: Config) -> nn.Module:
     every optimization mode. Maps images [N, 3, 32, 32] to logits [N, 10].
     """
     layer_options = config.proxprop.model_dump()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed, torch.device("cpu")):
         if isinstance(config.model, MLPConfig):
             return mlp(config.model, layer_options)
         return convnet(config.model, layer_options)

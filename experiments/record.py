@@ -1,7 +1,8 @@
 """What a run leaves on disk, and how it is read back.
 
-A folder for each run: `config.yaml` (resolved), `metrics.csv` (a row an epoch, appended as it
-goes) and `summary.json` (written last, at once: a folder without it holds an unfinished run).
+A folder for each run: `config.yaml` (resolved), `metrics.csv` (a row an epoch, as it goes), `checkpoint.pt` (while the
+run is not over) and `summary.json` (written last: a folder without it holds an unfinished run). Every file is written
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pandas as pd
 
+from experiments.atomic import write_atomically
+from experiments.checkpoint import remove_checkpoint, save_checkpoint
 from experiments.config import Config, dump_config, load_resolved
 from experiments.errors import ConfigError, RecordError
+from experiments.lock import locked
 from experiments.train import EpochRecord
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.csv", "summary.json"
@@ -27,51 +30,72 @@ COLUMNS = [field.name for field in fields(EpochRecord)]
 
 
 class RunWriter:
-    """Starts a run's folder afresh, then takes its records and its summary.
+    """A run's folder, held by this process alone, as it takes records, checkpoints and the summary.
 
     Raises:
-        RecordError: here or later, when the folder cannot be written.
+        RecordError: here or later, when the folder cannot be written, or is in use by another process.
     """
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / SUMMARY).unlink(missing_ok=True)
-            (folder / CONFIG).write_text(dump_config(config))
-            self._metrics = (folder / METRICS).open("w", newline="")
-            self._write_row(COLUMNS)
-
-    def append(self, record: EpochRecord) -> None:
-        epoch, *numbers = astuple(record)
-        with _writing(self.folder):
-            self._write_row([epoch, *(f"{number:.8g}" for number in numbers)])
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write the summary under another name and rename it, so that it is never half there."""
-        temporary = self.folder / (SUMMARY + ".tmp")
-        with _writing(self.folder):
-            temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-            temporary.replace(self.folder / SUMMARY)
-
-    def _write_row(self, cells: list[Any]) -> None:
-        csv.writer(self._metrics, lineterminator="\n").writerow(cells)
-        self._metrics.flush()
+        self._rows: list[list[Any]] = []
 
     def __enter__(self) -> RunWriter:
+        with _writing(self.folder), ExitStack() as stack:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(self.folder))
+            self._held = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._metrics.close()
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
+
+    def start(self, config: Config, records: Sequence[EpochRecord] = ()) -> None:
+        """Begin with `records`, which a checkpoint brought, in place of whatever the folder held.
+
+        Without any, that is a fresh start, and a checkpoint is removed, too.
+        """
+        self._rows = [COLUMNS, *map(_row, records)]
+        with _writing(self.folder):
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            if not records:
+                remove_checkpoint(self.folder)
+            self._write(CONFIG, dump_config(config))
+            self._write_metrics()
+
+    def append(self, record: EpochRecord) -> None:
+        self._rows.append(_row(record))
+        with _writing(self.folder):
+            self._write_metrics()
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; see `save_checkpoint`."""
+        with _writing(self.folder):
+            save_checkpoint(self.folder, state)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary, with which the run is over, and remove the checkpoint."""
+        with _writing(self.folder):
+            self._write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            remove_checkpoint(self.folder)
+
+    def _write_metrics(self) -> None:
+        # The whole file each time: a row is never half there, and a thousand epochs are 100 kB.
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self._rows)
+        self._write(METRICS, text.getvalue())
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.folder / name, lambda file: file.write(text.encode()))
+
+
+def _row(record: EpochRecord) -> list[Any]:
+    epoch, *numbers = astuple(record)
+    return [epoch, *(f"{number:.8g}" for number in numbers)]
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
-    """The rows recorded so far, one an epoch; a row cut off by a crash is left out.
+    """The rows recorded so far, one an epoch; a row cut off (by a copy that broke off) is left out.
 
     Raises:
         RecordError: there is no `metrics.csv`, or it is not one.

@@ -7,17 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cli import RESULTS, Parser, UsageError, run_command, run_folder
-from experiments.config import load_config
+from experiments.cli import RESULTS, Parser, UsageError, run_command
 from experiments.data import load
 from experiments.device import memory_errors, resolve_device
 from experiments.errors import RecordError
+from experiments.events import check_tensorboard
 from experiments.execute import execute
+from experiments.plan import run_folder
 from experiments.record import read_summary
+from experiments.sweep_file import load_config_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 for a finished or diverged run, 2 for an error, 130 when interrupted."""
+    """Exit code 0 for a finished or diverged run, 2 for an error, 130 or 143 when interrupted."""
     return run_command(lambda: _run(_parser().parse_intermixed_args(argv)))
 
 
@@ -31,23 +33,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the run's own folder (default: results/<folder of the config>/<name>)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished run")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh, replacing what the folder holds")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if "=" in str(arguments.config) and not arguments.config.exists():
         raise UsageError(f"expected a config file before {arguments.config} (see --help)")
-    config = load_config(arguments.config, arguments.overrides)
-    folder = arguments.output or run_folder(RESULTS, arguments.config, config)
+    file = load_config_file(arguments.config, arguments.overrides)
+    if file.is_sweep:
+        raise UsageError(f"{arguments.config} stands for {len(file.configs)} runs: use python -m experiments.sweep")
+    (config,) = file.configs
+    folder = arguments.output or run_folder(RESULTS, file, config)
     summary = None if arguments.overwrite else read_summary(folder)
     if summary is not None:
         raise RecordError(f"{folder}: already holds a {summary['status']} run; "
                           "give --overwrite or another --output")  # fmt: skip
+    check_tensorboard(config)
     device = resolve_device(config.device)
     with memory_errors(device):
         data = load(config.data, device)
-    print(execute(config, data, device, folder))
+    print(execute(config, data, device, folder, afresh=arguments.overwrite))
     return 0
 
 

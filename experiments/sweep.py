@@ -1,40 +1,28 @@
 """Run many configs: `python -m experiments.sweep FOLDER_OR_FILE ... [key=value ...]`.
 
-Everything is checked before anything runs. Finished runs are skipped; a run that fails is
-reported and the others go on.
+Everything is checked before anything runs. Finished runs are skipped, interrupted ones go on where they stopped; a run
+that fails is reported and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
-from experiments.cli import RESULTS, Parser, run_command, run_folder
-from experiments.config import Config, DataConfig, differing_keys, load_config
-from experiments.data import Data, load
-from experiments.device import memory_errors, resolve_device
-from experiments.errors import ConfigError, ExperimentError, RecordError
-from experiments.execute import execute
-from experiments.record import read_config, read_metrics, read_summary
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A config that has passed all checks, and where its run goes."""
-
-    config: Config
-    device: torch.device
-    folder: Path
-    skip: bool
+from experiments.cli import RESULTS, Parser, UsageError, run_command
+from experiments.data import load
+from experiments.device import resolve_device
+from experiments.launch import cluster, processes, serial
+from experiments.launch.outcome import Outcome, skipped
+from experiments.plan import PlannedRun, plan
+from experiments.show import print_table
+from experiments.yaml_mapping import apply_overrides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when all ran, 1 when some failed, 2 for an error before anything ran."""
+    """Exit code 0 when all ran, 1 when some failed, 2 for an error before anything ran, 130 or 143 when interrupted."""
     return run_command(lambda: _sweep(_parser().parse_intermixed_args(argv)))
 
 
@@ -44,116 +32,93 @@ def _parser() -> argparse.ArgumentParser:
         "arguments",
         nargs="+",
         metavar="FOLDER_OR_FILE|key=value",
-        help="config files, folders of them (not their subfolders), and overrides for all",
+        help="config files, sweep files, folders of them (not their subfolders), and overrides for all",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=RESULTS,
         metavar="DIR",
-        help="runs go to DIR/<folder of the config>/<name> (default: results)",
+        help="runs go to DIR/<folder of the config, or name of the sweep file>/<name> (default: results)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace finished runs")
+    parser.add_argument("--seeds", type=int, metavar="N", help="run each config with the seeds 0 to N-1")
+    parser.add_argument("--overwrite", action="store_true", help="start all runs afresh, finished ones, too")
     parser.add_argument("--check", action="store_true", help="only check configs, device and folders; run nothing")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each of --devices)")
+    parser.add_argument("--devices", metavar="D,D", help="devices to share out, e.g. cpu or cuda:0,cuda:1")
+    parser.add_argument(
+        "--launcher",
+        choices=["local", "submitit"],
+        default="local",
+        help="local: this machine (default); submitit: jobs of a SLURM cluster (pip install submitit)",
+    )
+    parser.add_argument(
+        "--submitit",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="a parameter of submitit, e.g. slurm_partition=gpu, timeout_min=120, cluster=local; may be repeated",
+    )
     return parser
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    _check_launcher(arguments)
     paths = [Path(text) for text in arguments.arguments if not _is_override(text)]
     overrides = [text for text in arguments.arguments if _is_override(text)]
-    runs = plan(config_files(paths), overrides, arguments.output, arguments.overwrite)
+    runs = plan(paths, overrides, arguments.output, seeds=arguments.seeds, afresh=arguments.overwrite)
     if arguments.check:
         return 0
-    data = _load_all(runs)
-    failures = {run.folder: _execute_or_skip(run, data) for run in runs}
-    _print_table(runs, failures)
-    return 1 if any(failures.values()) else 0
+    waiting = []
+    for run in runs:
+        if (outcome := skipped(run)) is not None:
+            print(outcome.text, flush=True)
+        else:
+            waiting.append(run)
+    failed = set()
+    for outcome in _launch(waiting, arguments):
+        if outcome.failed:
+            failed.add(outcome.run.folder)
+            print(f"error: {outcome.run.config.name}: {outcome.text}", file=sys.stderr, flush=True)
+        else:
+            print(outcome.text, flush=True)
+    print()
+    print_table([run.folder for run in runs], failed=failed)
+    return 1 if failed else 0
 
 
 def _is_override(text: str) -> bool:
     return "=" in text and not Path(text).exists()
 
 
-def config_files(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths` and the `*.yaml` in the folders among them, each once."""
-    files: dict[Path, Path] = {}
-    for path in paths:
-        found = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
-        if not found:
-            raise ConfigError(f"{path}: no *.yaml in this folder")
-        files.update({one.resolve(): one for one in found})
-    if not files:
-        raise ConfigError("no config given: name at least one file or folder before key=value")
-    return list(files.values())
+def _check_launcher(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, and devices that are not there."""
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {arguments.jobs}")
+    if arguments.launcher == "submitit" and arguments.devices:
+        raise UsageError("--devices is for this machine; with --launcher submitit, say --submitit gpus_per_node=1")
+    if arguments.launcher == "local" and arguments.submitit:
+        raise UsageError("--submitit needs --launcher submitit")
+    for device in _devices(arguments):
+        resolve_device(device)
 
 
-def plan(files: Sequence[Path], overrides: Sequence[str], output: Path, overwrite: bool) -> list[PlannedRun]:
-    """Validate all configs, devices and what the runs' folders already hold."""
-    runs: list[PlannedRun] = []
-    owners: dict[Path, Path] = {}
-    for path in files:
-        try:
-            config = load_config(path, overrides)
-        except ConfigError as error:
-            raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-        folder = run_folder(output, path, config)
-        if folder in owners:
-            raise ConfigError(f"name: {owners[folder]} and {path} would both write {folder}")
-        owners[folder] = path
-        skip = not overwrite and _is_done(folder, config)
-        runs.append(PlannedRun(config, resolve_device(config.device), folder, skip))
-    return runs
+def _devices(arguments: argparse.Namespace) -> list[str]:
+    return arguments.devices.split(",") if arguments.devices else []
 
 
-def _is_done(folder: Path, config: Config) -> bool:
-    """Whether `folder` holds a finished run of just this config; one of another is an error."""
-    if read_summary(folder) is None:
-        return False
-    keys = differing_keys(read_config(folder), config)
-    if keys:
-        raise RecordError(f"{folder}: holds a run of another config (different: "
-                          f"{', '.join(keys)}); give --overwrite or another --output")  # fmt: skip
-    return True
-
-
-def _load_all(runs: Sequence[PlannedRun]) -> dict[tuple[DataConfig, torch.device], Data]:
-    """Each data set once, before the first run: what is missing is known at the start."""
-    loaded: dict[tuple[DataConfig, torch.device], Data] = {}
-    for run in runs:
-        key = (run.config.data, run.device)
-        if not run.skip and key not in loaded:
-            with memory_errors(run.device):
-                loaded[key] = load(*key)
-    return loaded
-
-
-def _execute_or_skip(run: PlannedRun, data: dict[tuple[DataConfig, torch.device], Data]) -> ExperimentError | None:
-    """The known error the run failed with, if any."""
-    if run.skip:
-        print(f"{run.config.name}: skipped, already in {run.folder}", flush=True)
-        return None
-    try:
-        line = execute(run.config, data[run.config.data, run.device], run.device, run.folder)
-    except ExperimentError as error:
-        print(f"error: {run.config.name}: {error}", file=sys.stderr, flush=True)
-        return error
-    print(line, flush=True)
-    return None
-
-
-def _print_table(runs: Sequence[PlannedRun], failures: dict[Path, ExperimentError | None]) -> None:
-    width = max(len(str(run.folder)) for run in runs)
-    print(f"\n{'run':{width}}  {'status':9} {'epochs':>6}  {'train loss':>10}  test accuracy")
-    for run in runs:
-        summary = None if failures[run.folder] else read_summary(run.folder)
-        if summary is None:
-            print(f"{run.folder!s:{width}}  failed")
-            continue
-        train_loss = read_metrics(run.folder)["train_loss"].iloc[-1]
-        print(
-            f"{run.folder!s:{width}}  {summary['status']:9} {summary['epochs']:6}  "
-            f"{train_loss:10.4g}  {summary['test_accuracy']:13.2%}" + ("  (skipped)" if run.skip else "")
-        )
+def _launch(runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> Iterator[Outcome]:
+    if not runs:
+        return iter(())
+    devices = _devices(arguments)
+    if arguments.launcher == "local" and not devices and arguments.jobs in (None, 1):
+        return serial.launch(runs)
+    for config in {run.config.data for run in runs}:
+        load(config, resolve_device("cpu"))  # what is missing is known at the start
+    if arguments.launcher == "submitit":
+        parameters = apply_overrides({}, arguments.submitit)
+        return cluster.launch(runs, arguments.output / "submitit", arguments.jobs, parameters)
+    return processes.launch(runs, arguments.jobs or len(devices), devices)
 
 
 if __name__ == "__main__":

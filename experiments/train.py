@@ -1,4 +1,4 @@
-"""Training: one epoch, the evaluation, and the loop that yields one record an epoch."""
+"""Training, which yields one record an epoch and can be stopped between any two steps, and evaluation."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.config import Config, OptimizerConfig
 from experiments.data import Data, Split
-from experiments.device import synchronize
+from experiments.device import generator_states, set_generator_states, synchronize
 
 _EVALUATION_BATCH = 2_500
 
@@ -40,49 +41,116 @@ class EpochRecord:
         return not (math.isfinite(self.minibatch_loss) and math.isfinite(self.train_loss))
 
 
-def training(
-    model: nn.Module, data: Data, config: Config, on_batch: Callable[[int], object] = lambda n: None
-) -> Iterator[EpochRecord]:
-    """Train `model` in place, yielding a record before training and after every epoch.
+class Training:
+    """A model on its way: parameters, optimizer, order of the examples, generators and position.
 
-    A diverged record is the last one. `on_batch` is called with the size of each minibatch.
+    Between two minibatches, `state_dict` has all of these; loaded into a `Training` of the same config and data, it
+    goes on as if it had never stopped, to the last bit where the device computes reproducibly.
+
+    Attributes:
+        epoch: how many epochs are finished.
+        batch: how many minibatches of the current epoch are.
     """
-    device = data.train.labels.device
-    optimizer = make_optimizer(model, config.optimizer)
-    # Its own generator, on the CPU: the order of the examples is the same on every device.
-    order = torch.Generator().manual_seed(config.seed)
-    record = _evaluated(model, data, epoch=0, minibatch_loss=None, epoch_seconds=0.0)
-    yield record
-    while record.epoch < config.epochs and not record.diverged:
-        synchronize(device)
-        start = time.perf_counter()
-        loss = train_epoch(model, optimizer, data.train, config.batch_size, order, on_batch)
-        synchronize(device)
-        seconds = time.perf_counter() - start
-        record = _evaluated(model, data, record.epoch + 1, loss, seconds)
-        yield record
 
+    def __init__(self, model: nn.Module, data: Data, config: Config) -> None:
+        self.model, self.data, self.config = model, data, config
+        self.optimizer = make_optimizer(model, config.optimizer)
+        self.epoch, self.batch = 0, 0
+        # Its own generator, on the CPU: the order of the examples is the same on every device.
+        self._order = torch.Generator().manual_seed(config.seed if config.order_seed is None else config.order_seed)
+        self._order_at_start = self._order.get_state()  # of the current epoch
+        # Summed on the device: no synchronisation a step.
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._seconds = 0.0
 
-def train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    train: Split,
-    batch_size: int,
-    order: torch.Generator,
-    on_batch: Callable[[int], object] = lambda n: None,
-) -> float:
-    """One pass over `train`, reshuffled; the mean over its examples of the minibatch losses."""
-    model.train()
-    device = train.labels.device
-    total = torch.zeros((), dtype=torch.float64, device=device)  # summed there: no sync a step
-    for rows in torch.randperm(len(train), generator=order).to(device).split(batch_size):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(train.images[rows]), train.labels[rows])
+    def records(self, on_batch: Callable[[int], object] = lambda n: None) -> Iterator[EpochRecord]:
+        """Train, yielding a record before training and after every epoch; a diverged one is the last.
+
+        `on_batch` is called with the size of each minibatch after its step; what it raises leaves a state to go on
+        from.
+        """
+        if self.epoch == 0 and self.batch == 0:
+            yield self._evaluated(minibatch_loss=None, seconds=0.0)
+        diverged = False
+        while self.epoch < self.config.epochs and not diverged:
+            self._train_epoch(on_batch)
+            record = self._next_epoch()
+            diverged = record.diverged
+            yield record
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, lists and dictionaries alone."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "order": self._order_at_start,
+            "loss_sum": self._loss_sum,
+            "seconds": self._seconds,
+            "generators": generator_states(self._device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._order_at_start = state["order"]
+        self._loss_sum = state["loss_sum"].to(self._device)
+        self._seconds = state["seconds"]
+        set_generator_states(self._device, state["generators"])
+
+    @property
+    def _device(self) -> torch.device:
+        return self.data.train.labels.device
+
+    def _train_epoch(self, on_batch: Callable[[int], object]) -> None:
+        """What is left of the current epoch."""
+        train = self.data.train
+        self.model.train()
+        start = self._clock()
+        try:
+            self._order.set_state(self._order_at_start)
+            permutation = torch.randperm(len(train), generator=self._order).to(self._device)
+            for rows in permutation.split(self.config.batch_size)[self.batch :]:
+                self._step(train.images[rows], train.labels[rows])
+                on_batch(len(rows))
+        finally:
+            self._seconds += self._clock() - start
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(images), labels)
         loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(rows)
-        on_batch(len(rows))
-    return total.item() / len(train)
+        self.optimizer.step()
+        self._loss_sum += loss.detach() * len(labels)
+        self.batch += 1
+
+    def _next_epoch(self) -> EpochRecord:
+        """Close the current epoch: its record, and the position at the start of the next one."""
+        loss, seconds = self._loss_sum.item() / len(self.data.train), self._seconds
+        self.epoch, self.batch = self.epoch + 1, 0
+        self._order_at_start = self._order.get_state()
+        self._loss_sum.zero_()
+        self._seconds = 0.0
+        return self._evaluated(loss, seconds)
+
+    def _evaluated(self, minibatch_loss: float | None, seconds: float) -> EpochRecord:
+        train_loss, train_accuracy = evaluate(self.model, self.data.train)
+        val_loss, val_accuracy = evaluate(self.model, self.data.val)
+        return EpochRecord(
+            epoch=self.epoch,
+            minibatch_loss=train_loss if minibatch_loss is None else minibatch_loss,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            epoch_seconds=seconds,
+        )
+
+    def _clock(self) -> float:
+        synchronize(self._device)
+        return time.perf_counter()
 
 
 @torch.no_grad()
@@ -109,20 +177,4 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-    )
-
-
-def _evaluated(
-    model: nn.Module, data: Data, epoch: int, minibatch_loss: float | None, epoch_seconds: float
-) -> EpochRecord:
-    train_loss, train_accuracy = evaluate(model, data.train)
-    val_loss, val_accuracy = evaluate(model, data.val)
-    return EpochRecord(
-        epoch=epoch,
-        minibatch_loss=train_loss if minibatch_loss is None else minibatch_loss,
-        train_loss=train_loss,
-        train_accuracy=train_accuracy,
-        val_loss=val_loss,
-        val_accuracy=val_accuracy,
-        epoch_seconds=epoch_seconds,
     )

@@ -78,18 +78,28 @@ def read_with_bases(path: Path) -> Mapping:
 def apply_overrides(mapping: Mapping, overrides: Sequence[str]) -> Mapping:
     """`mapping` with dotted `key=value` overrides applied in order, values read as YAML."""
     for text in overrides:
-        key, equals, value = text.partition("=")
-        parts = key.split(".")
-        if not equals or not all(parts):
-            raise ConfigError(f"{text!r}: an override has the form key=value, e.g. optimizer.lr=0.1")
+        key, value = override_key(text), text.partition("=")[2]
         try:
-            nested: Any = yaml.load(value, Loader=_Loader)
+            parsed = yaml.load(value, Loader=_Loader)
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"{key}: cannot read the value {value!r} as YAML") from error
-        for part in reversed(parts):
-            nested = {part: nested}
-        mapping = _merge(mapping, nested)
+        mapping = set_key(mapping, key, parsed)
     return mapping
+
+
+def override_key(text: str) -> str:
+    """The dotted key of an override `key=value`."""
+    key, equals, _ = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{text!r}: an override has the form key=value, e.g. optimizer.lr=0.1")
+    return key
+
+
+def set_key(mapping: Mapping, key: str, value: Any) -> Mapping:
+    """`mapping` with `value` under the dotted `key`; a mapping as the value is merged with what is there."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return _merge(mapping, value)
 
 
 def _base_of(path: Path, mapping: Mapping) -> Path | None:

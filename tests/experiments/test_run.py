@@ -24,6 +24,7 @@ def test_what_a_run_leaves(write_config, capsys):
     assert out.endswith(f", wrote {TINY}\n")
     assert err == ""  # the bar is silent when stderr is no terminal
     assert sorted(file.name for file in TINY.iterdir()) == [
+        ".lock",  # which nobody holds any more
         "config.yaml",
         "metrics.csv",
         "summary.json",
@@ -78,7 +79,7 @@ def test_a_finished_run_is_kept_unless_told(write_config, capsys):
     assert len(read_metrics(TINY)) == 2
 
 
-def test_an_unfinished_run_is_started_afresh(write_config):
+def test_an_unfinished_run_without_a_checkpoint_is_started_afresh(write_config):
     path = str(write_config())
     TINY.mkdir(parents=True)
     (TINY / "metrics.csv").write_text("rubbish")
@@ -96,29 +97,12 @@ def test_unusable_data_is_known_before_anything_is_written(write_config, capsys,
 
 
 def test_unwritable_folder_is_known_before_training(write_config, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.execute.training", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("experiments.execute.Training.records", lambda *_: pytest.fail("trained"))
     Path("file").write_text("")
     assert main([str(write_config()), "--output", "file/run"]) == 2
     assert capsys.readouterr().err == (
         "error: file/run: cannot write the run here: Not a directory; choose another --output\n"
     )
-
-
-def test_interruption_keeps_the_metrics(write_config, capsys, monkeypatch):
-    path = str(write_config())
-    real = run.execute.__globals__["training"]
-
-    def interrupted(*arguments):
-        for record in real(*arguments):
-            if record.epoch == 2:
-                raise KeyboardInterrupt
-            yield record
-
-    monkeypatch.setattr("experiments.execute.training", interrupted)
-    assert main([path]) == 130
-    assert capsys.readouterr().err == "interrupted: what was recorded so far is kept\n"
-    assert read_metrics(TINY)["epoch"].tolist() == [0, 1]
-    assert read_summary(TINY) is None
 
 
 def test_too_large_a_model_is_one_line(write_config, capsys):

@@ -10,7 +10,7 @@ from torch import nn
 from experiments.config import load_config
 from experiments.data import load
 from experiments.models import build
-from experiments.train import evaluate, make_optimizer, training
+from experiments.train import Training, evaluate, make_optimizer
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def test_same_numbers_as_a_loop_written_by_hand(write_config):
     optimizer = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True}
     config = load_config(write_config(optimizer=optimizer, epochs=3, seed=5))
     data = load(config.data, CPU)
-    records = list(training(build(config), data, config))
+    records = list(Training(build(config), data, config).records())
     assert [record.epoch for record in records] == [0, 1, 2, 3]
     rows = [[r.minibatch_loss, r.train_loss, r.train_accuracy, r.val_loss, r.val_accuracy] for r in records]
     for row, expected in zip(rows, by_hand(config, data), strict=True):
@@ -120,12 +120,12 @@ def test_adam_has_pytorchs_defaults(write_config):
 
 def test_training_ends_with_the_record_that_diverged(write_config):
     config = load_config(write_config(epochs=5), ["optimizer.lr=1e30"])
-    records = list(training(build(config), load(config.data, CPU), config))
+    records = list(Training(build(config), load(config.data, CPU), config).records())
     assert [record.epoch for record in records] == [0, 1]
     assert not math.isfinite(records[-1].train_loss)
 
 
 def test_records_come_as_training_goes(write_config):
     config = load_config(write_config(epochs=10**9))
-    loop = training(build(config), load(config.data, CPU), config)
+    loop = Training(build(config), load(config.data, CPU), config).records()
     assert [record.epoch for record in itertools.islice(loop, 3)] == [0, 1, 2]

@@ -1,0 +1,60 @@
+"""SIGINT (Ctrl-C) and SIGTERM: an exception, or an answer to a question asked where it is safe to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from experiments.errors import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """Within, a signal raises `Interrupted` wherever the program is."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    with _handling(handle):
+        yield
+
+
+@contextmanager
+def deferred() -> Iterator[Callable[[], int | None]]:
+    """Within, a signal only becomes the answer of the function that this yields (else None).
+
+    A second signal does not wait: it acts as it would outside.
+    """
+    pending: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not pending:
+            pending.append(number)
+            return
+        previous = outside[signal.Signals(number)]
+        if callable(previous):
+            previous(number, frame)
+        raise Interrupted(number)
+
+    with _handling(handle) as outside:
+        yield lambda: pending[0] if pending else None
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[dict[signal.Signals, Any]]:
+    """Install `handler` in place of the handlers that this yields; Python allows that in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+    outside = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield outside
+    finally:
+        for number, previous in outside.items():
+            signal.signal(number, previous)

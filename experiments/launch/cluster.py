@@ -1,0 +1,92 @@
+"""Runs as jobs of a cluster, through submitit (https://github.com/facebookincubator/submitit)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.data import load
+from experiments.device import memory_errors, resolve_device
+from experiments.errors import ConfigError, ExperimentError, Interrupted
+from experiments.execute import execute
+from experiments.launch.outcome import Outcome
+from experiments.launch.watch import watch
+from experiments.plan import PlannedRun
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters: dict[str, Any]) -> Iterator[Outcome]:
+    """Each run as a job, up to `jobs` at a time (None: all at once).
+
+    A job that the cluster preempts or that reaches its time limit is queued again by submitit, and goes on from its
+    checkpoint.
+
+    Args:
+        logs: a folder on a file system that the jobs share.
+        parameters: submitit's, e.g. timeout_min, gpus_per_node, slurm_partition; `cluster` is 'slurm' or 'local' (by
+            default SLURM where it is there).
+
+    Raises:
+        ConfigError: submitit is not installed or does not know a parameter.
+        Interrupted: by SIGINT or SIGTERM, once the jobs are cancelled.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError("--launcher submitit needs a package that is not installed: pip install submitit") from error
+    options = dict(parameters)
+    # The jobs' interpreters inherit it; they may start in another folder.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        executor = submitit.AutoExecutor(folder=logs / "%j", cluster=options.pop("cluster", None))
+        executor.update_parameters(**options)
+    except (NameError, ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"--submitit: {' '.join(str(error).split())}") from error
+    yield from watch(runs, lambda run: _Job(run, executor.submit(_Task(run, Path.cwd()))), jobs or len(runs))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a job does."""
+
+    run: PlannedRun
+    directory: Path
+
+    def __call__(self) -> tuple[bool, str]:
+        """Whether it failed, and the line about it."""
+        os.chdir(self.directory)
+        config = self.run.config
+        try:
+            device = resolve_device(config.device)  # the job's machine may have other devices
+            with memory_errors(device):
+                data = load(config.data, device)
+            return False, execute(config, data, device, self.run.folder, afresh=self.run.afresh)
+        except (ExperimentError, Interrupted) as error:
+            return True, str(error)
+
+    def checkpoint(self) -> Any:
+        """What submitit queues again: the same, from the run's checkpoint."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(replace(self, run=replace(self.run, afresh=False)))
+
+
+class _Job:
+    def __init__(self, run: PlannedRun, job: Any) -> None:
+        self.run, self._job = run, job
+
+    def outcome(self) -> Outcome | None:
+        if not self._job.done():
+            return None
+        try:
+            failed, text = self._job.result()
+        except Exception as error:  # whatever the job raised, or that it died without a result
+            failed, text = True, f"job {self._job.job_id}: {error} (its log: {self._job.paths.stderr})"
+        return Outcome(self.run, failed, text)
+
+    def stop(self) -> None:
+        self._job.cancel(check=False)

@@ -1,0 +1,23 @@
+"""How one run of many ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from experiments.plan import PlannedRun
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`text` is the line about the run; of one that failed, the error."""
+
+    run: PlannedRun
+    failed: bool
+    text: str
+
+
+def skipped(run: PlannedRun) -> Outcome | None:
+    """The outcome of a run that is done already, by whichever process, None of one that is not."""
+    if not run.is_done():
+        return None
+    return Outcome(run, False, f"{run.config.name}: skipped, already in {run.folder}")

@@ -1,0 +1,98 @@
+"""What is there, at a glance: `python -m experiments.show DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.cli import Parser, run_command
+from experiments.errors import RecordError
+from experiments.status import RunStatus, find_runs, read_status
+
+_HEADINGS = ("run", "status", "epoch", "train loss", "val. acc.", "test acc.", "s/epoch", "time left")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 after one line on stderr."""
+    return run_command(lambda: _show(_parser().parse_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m experiments.show",
+        description="A table of the runs in a folder and its subfolders. Seconds and time left are of training alone.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    return parser
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    folders = find_runs(arguments.folder)
+    if not folders:
+        raise RecordError(f"{arguments.folder}: holds no run (no folder in it has a config.yaml)")
+    print_table(folders, arguments.folder)
+    return 0
+
+
+def print_table(folders: Sequence[Path], root: Path | None = None, failed: Collection[Path] = ()) -> None:
+    """A row for each run, its folder relative to `root`; `failed` are those that have just failed."""
+    rows = []
+    for folder in folders:
+        name = str(folder.relative_to(root)) if root else str(folder)
+        run = _readable(folder)
+        rows.append((name, *_cells(run, folder in failed)))
+    table = pd.DataFrame(rows, columns=_HEADINGS)
+    lines = table.to_string(index=False, justify="left", formatters={"run": _left(table, "run")}).splitlines()
+    print("\n".join(line.rstrip() for line in lines))
+    counts = table["status"].value_counts()
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+
+
+def _readable(folder: Path) -> RunStatus | None:
+    try:
+        return read_status(folder)
+    except RecordError:
+        return None
+
+
+def _left(table: pd.DataFrame, column: str):
+    width = table[column].str.len().max()
+    return lambda text: text.ljust(width)
+
+
+def _cells(run: RunStatus | None, has_failed: bool) -> tuple[str, ...]:
+    if run is None:
+        return ("failed" if has_failed else "unreadable", *[""] * 6)
+    status = "failed" if has_failed else run.status
+    return (
+        status,
+        f"{run.epoch}/{run.epochs}",
+        _number(run.last("train_loss"), ".4g"),
+        _number(run.last("val_accuracy"), ".2%"),
+        _number(run.test_accuracy, ".2%"),
+        _number(run.seconds_per_epoch, ".3g"),
+        _duration(run.seconds_left),
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _duration(seconds: float | None) -> str:
+    """'1 h 05 min', '12 min', '40 s'."""
+    if seconds is None:
+        return ""
+    minutes = math.ceil(seconds / 60)
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
