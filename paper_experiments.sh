@@ -4,19 +4,26 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-usage: ./paper_experiments.sh [--quick] [--device D] [--output DIR] [--overwrite] [key=value ...]
+usage: ./paper_experiments.sh [--quick] [--seeds N] [--device D] [--output DIR] [--overwrite]
+                              [--jobs N] [--devices D,D] [key=value ...]
 
 Makes the environment, gets CIFAR-10, runs the paper's suite with this library's solver and with
-the published one, and draws paper_plots.pdf. Run again, it skips the runs that are finished.
+the published one, and draws paper_plots.pdf. Stopped at any time and run again, it skips the
+runs that are finished and goes on with the one that was under way.
 
-  --quick       the same comparisons, small, on an embedded data set: no download, about two minutes
+  --quick       the same comparisons, small, on an embedded data set: no download, under a minute
+  --seeds N     every run with the seeds 0 to N-1: the figures show the mean, and one standard
+                deviation about it as a band
   --device D    auto (default), cpu, cuda or cuda:N
   --output DIR  where the runs go: DIR/paper, DIR/paper_published or DIR/quick, one folder a run
                 (default: results/local, which git ignores)
   key=value     settings of every run instead of the configs' own, for example:
                 epochs=10 seed=1 optimizer.lr=0.5 data.root=/data
                 Give them an --output of their own: runs with other settings are not mixed.
-  --overwrite   run again what is finished
+  --overwrite   run all again from the start
+  --jobs N      runs at a time, sharing the CPU's threads or --devices (default: one; seconds
+                in the figures mean something for one run a device alone)
+  --devices D,D devices to share out, e.g. cuda:0,cuda:1
 USAGE
 }
 
@@ -32,11 +39,12 @@ while [ $# -gt 0 ]; do
     -h | --help) usage && exit ;;
     --quick) quick=true ;;
     --overwrite) settings+=("$1") ;;
-    --device | --output)
+    --device | --output | --seeds | --jobs | --devices)
         [ -n "${2:-}" ] || die "$1 needs a value; see ./paper_experiments.sh --help"
         case "$1" in
         --device) settings+=("device=$2") ;;
         --output) case "$2" in /*) output="$2" ;; *) output="$PWD/$2" ;; esac ;;
+        *) settings+=("$1" "$2") ;;
         esac
         shift
         ;;
@@ -60,16 +68,24 @@ else
     plots=("$output/paper" --published "$output/paper_published")
 fi
 
-sweep() {
-    # An empty array is an unbound variable to bash 3.2, hence the +.
-    "$PYTHON" -m experiments.sweep "${configs[@]}" ${settings[@]+"${settings[@]}"} --output "$output" "$@"
-}
+# An empty array is an unbound variable to bash 3.2, hence the +.
+sweep=("$PYTHON" -m experiments.sweep "${configs[@]}" ${settings[@]+"${settings[@]}"} --output "$output")
 
 # A typo shows before a download of 170 MB, not after.
-sweep --check
+"${sweep[@]}" --check
 if $download; then ./get_data.sh --data "$data"; fi
-status=0
-sweep || status=$?
+
+# In the background, as bash would pass on no signal to a command that it waits for.
+"${sweep[@]}" &
+child=$!
+trap 'kill -TERM "$child"' TERM
+trap : INT # a terminal sends it to the sweep, too
+while :; do
+    status=0
+    wait "$child" || status=$?
+    kill -0 "$child" 2>/dev/null || break
+done
+trap - TERM INT
 # 1: some runs failed, and the figures show the others and name what is missing.
 [ "$status" -le 1 ] || exit "$status"
 

@@ -51,7 +51,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can raise nearly anything
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        reason = " ".join(str(error).partition(". ")[0].split())[:100] or type(error).__name__
         raise CheckpointError(f"{path}: cut short or damaged ({reason}); {_AFRESH}") from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this version of the project; {_AFRESH}")

@@ -21,7 +21,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     return {
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # not a plain string
         "device": device.type,
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),

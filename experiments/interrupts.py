@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,6 +13,7 @@ from typing import Any
 from experiments.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_SIGNAL_SECONDS = 1.0
 
 
 @contextmanager
@@ -29,13 +31,19 @@ def raised() -> Iterator[None]:
 def deferred() -> Iterator[Callable[[], int | None]]:
     """Within, a signal only becomes the answer of the function that this yields (else None).
 
-    A second signal does not wait: it acts as it would outside.
+    A second signal does not wait: it acts as it would outside. What comes within a second of the first is no second
+    one: a shell and `timeout` may both pass on the same.
     """
     pending: list[int] = []
+    since = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal since
         if not pending:
             pending.append(number)
+            since = time.monotonic()
+            return
+        if time.monotonic() - since < _ONE_SIGNAL_SECONDS:
             return
         previous = outside[signal.Signals(number)]
         if callable(previous):

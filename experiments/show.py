@@ -12,7 +12,7 @@ import pandas as pd
 
 from experiments.cli import Parser, run_command
 from experiments.errors import RecordError
-from experiments.status import RunStatus, find_runs, read_status
+from experiments.recorded import RecordedRun, find_runs, read_run
 
 _HEADINGS = ("run", "status", "epoch", "train loss", "val. acc.", "test acc.", "s/epoch", "time left")
 
@@ -32,10 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    folders = find_runs(arguments.folder)
-    if not folders:
-        raise RecordError(f"{arguments.folder}: holds no run (no folder in it has a config.yaml)")
-    print_table(folders, arguments.folder)
+    print_table(find_runs(arguments.folder), arguments.folder)
     return 0
 
 
@@ -53,9 +50,9 @@ def print_table(folders: Sequence[Path], root: Path | None = None, failed: Colle
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
 
 
-def _readable(folder: Path) -> RunStatus | None:
+def _readable(folder: Path) -> RecordedRun | None:
     try:
-        return read_status(folder)
+        return read_run(folder)
     except RecordError:
         return None
 
@@ -65,15 +62,15 @@ def _left(table: pd.DataFrame, column: str):
     return lambda text: text.ljust(width)
 
 
-def _cells(run: RunStatus | None, has_failed: bool) -> tuple[str, ...]:
+def _cells(run: RecordedRun | None, has_failed: bool) -> tuple[str, ...]:
     if run is None:
         return ("failed" if has_failed else "unreadable", *[""] * 6)
     status = "failed" if has_failed else run.status
     return (
         status,
-        f"{run.epoch}/{run.epochs}",
-        _number(run.last("train_loss"), ".4g"),
-        _number(run.last("val_accuracy"), ".2%"),
+        f"{run.epochs}/{run.config.epochs}",
+        _number(run.value("train_loss"), ".4g"),
+        _number(run.value("val_accuracy"), ".2%"),
         _number(run.test_accuracy, ".2%"),
         _number(run.seconds_per_epoch, ".3g"),
         _duration(run.seconds_left),

@@ -6,33 +6,36 @@ python scripts/plot_paper.py results/paper --published results/paper_published -
 from __future__ import annotations
 
 import argparse
-import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure as Page
 
 from experiments.cli import Parser, run_command
-from experiments.errors import RecordError
+from experiments.recorded import RecordedRun
 from scripts.plots import style
 from scripts.plots.draw import Drawn, draw_figure
 from scripts.plots.figures import FIGURES, Figure
 from scripts.plots.notes import add_footer, status_note
-from scripts.plots.runs import Run, load_runs
+from scripts.plots.output import to_pdf, write
+from scripts.plots.runs import Replicates, load_runs
 from scripts.plots.table import draw_table, make_table, to_markdown
 
-Runs = dict[str, Run]
+Runs = dict[str, Replicates]
+
+
+def recorded(groups: Iterable[Replicates]) -> list[RecordedRun]:
+    return [run for group in groups for run in group.runs]
 
 
 def own_page(figure: Figure, runs: Runs) -> Page:
     drawn = [Drawn(curve, runs[curve.run]) for curve in figure.curves if curve.run in runs]
     page = draw_figure(figure, figure.title, drawn)
     note = status_note([curve.run for curve in figure.curves], runs)
-    add_footer(page, [item.run for item in drawn], [note])
+    add_footer(page, recorded(item.group for item in drawn), [note])
     return page
 
 
@@ -51,13 +54,13 @@ def published_page(figure: Figure, runs: Runs, published: Runs) -> Page:
     page = draw_figure(figure, f"{figure.title}, with the published solver", drawn)
     names = [curve.run for curve in compared]
     notes = [status_note(names, runs), status_note(names, published, " (published solver)")]
-    add_footer(page, [item.run for item in drawn], notes)
+    add_footer(page, recorded(item.group for item in drawn), notes)
     return page
 
 
 def table_page(runs: Runs, published: Runs) -> Page:
     page = draw_table(make_table(runs, published))
-    add_footer(page, [*runs.values(), *published.values()], [])
+    add_footer(page, recorded([*runs.values(), *published.values()]), [])
     return page
 
 
@@ -66,22 +69,6 @@ def make_pages(runs: Runs, published: Runs) -> list[Page]:
     if published:
         pages += [published_page(figure, runs, published) for figure in FIGURES]
     return [*pages, table_page(runs, published)]
-
-
-def to_pdf(pages: list[Page]) -> bytes:
-    """The pages as one PDF; equal results give equal bytes, as it carries no date."""
-    buffer = io.BytesIO()
-    with PdfPages(buffer, metadata={"Title": "ProxProp", "CreationDate": None}) as pdf:
-        for page in pages:
-            pdf.savefig(page)
-    return buffer.getvalue()
-
-
-def write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def plot(options: argparse.Namespace) -> int:

@@ -12,17 +12,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
 
 from scripts.plots import style
 from scripts.plots.figures import Curve, Figure, Panel
-from scripts.plots.runs import Run, points
+from scripts.plots.runs import Replicates, points
 
 TIME_UNITS = ((2 * 3600, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A curve with the run that it draws."""
+    """A curve with the runs that it draws."""
 
     curve: Curve
-    run: Run
+    group: Replicates
     published: bool = False
 
 
@@ -32,12 +32,12 @@ def x_ends(figure: Figure, drawn: Sequence[Drawn]) -> dict[str, float]:
     Epochs end with the longest ProxProp run, time with the figure's own choice; where these runs
     are missing, with the longest run there is.
     """
-    runs = [item.run for item in drawn]
-    proxprop = [item.run for item in drawn if item.curve.is_proxprop] or runs
-    timed = [run for run in runs if run.name in figure.time_ends_with] or proxprop
+    groups = [item.group for item in drawn]
+    proxprop = [item.group for item in drawn if item.curve.is_proxprop] or groups
+    timed = [group for group in groups if group.name in figure.time_ends_with] or proxprop
     return {
-        "epoch": max(run.epochs for run in proxprop),
-        "seconds": max(run.seconds for run in timed),
+        "epoch": max(group.epochs for group in proxprop),
+        "seconds": max(group.seconds for group in timed),
     }
 
 
@@ -52,12 +52,14 @@ def x_unit(panel: Panel, x_end: float) -> tuple[int, str]:
 def draw_curves(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) -> None:
     """Draws one curve an item, its x in the axis' unit."""
     for index, item in enumerate(drawn):
-        xs, ys = points(item.run, panel.x, panel.y, x_end)
+        shown = points(item.group.runs, panel.x, panel.y, x_end)
+        xs = shown.xs / x_unit(panel, x_end)[0]
         line = style.LINES[item.curve.style]
         step = max(1, len(xs) // style.MARKERS_PER_CURVE)
+        draw_band(axes, xs, shown.ys, shown.std, line.color)
         axes.plot(
-            xs / x_unit(panel, x_end)[0],
-            ys,
+            xs,
+            shown.ys,
             color=line.color,
             linestyle=style.PUBLISHED_LINESTYLE if item.published else line.linestyle,
             linewidth=style.LINE_WIDTH,
@@ -70,15 +72,22 @@ def draw_curves(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) 
         )
 
 
+def draw_band(axes: Axes, xs: np.ndarray, mean: np.ndarray, std: np.ndarray, color: str) -> None:
+    """One standard deviation about the mean, where there are several seeds."""
+    if np.isfinite(std).any():
+        axes.fill_between(xs, mean - std, mean + std, color=color, alpha=style.BAND_ALPHA, linewidth=0)
+
+
 def mark_divergence(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) -> None:
     """A cross at a diverged run's last finite value, on the frame where that is out of sight."""
     top = axes.get_ylim()[1]
-    for item in drawn:
-        xs, ys = points(item.run, panel.x, panel.y, x_end)
-        if item.run.status == "diverged" and len(xs) and xs[-1] <= x_end:
+    diverged = [(item, run) for item in drawn for run in item.group.runs if run.status == "diverged"]
+    for item, run in diverged:
+        shown = points([run], panel.x, panel.y, x_end)
+        if len(shown.xs) and shown.xs[-1] <= x_end:
             axes.plot(
-                xs[-1] / x_unit(panel, x_end)[0],
-                min(ys[-1], top),
+                shown.xs[-1] / x_unit(panel, x_end)[0],
+                min(shown.ys[-1], top),
                 "x",
                 color=style.LINES[item.curve.style].color,
                 markersize=9,
@@ -108,11 +117,11 @@ def loss_limits(panel: Panel, drawn: Sequence[Drawn], x_end: float) -> tuple[flo
 
     So a diverging curve leaves at the top rather than flatten the others.
     """
-    losses = np.concatenate([points(item.run, panel.x, panel.y, x_end)[1] for item in drawn])
+    losses = np.concatenate([points(item.group.runs, panel.x, panel.y, x_end).ys for item in drawn])
     losses = losses[losses > 0]
     if not losses.size:
         return 0.1, 10.0
-    highest = 2 * max(item.run.metrics["train_loss"].iloc[0] for item in drawn)
+    highest = 2 * max(item.group.train_loss(0).mean for item in drawn)
     return 0.85 * losses.min(), 1.2 * min(losses.max(), highest)
 
 

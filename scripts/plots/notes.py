@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure as Page
 
+from experiments.recorded import RecordedRun
 from scripts.plots import style
-from scripts.plots.runs import Run
+from scripts.plots.runs import Replicates
 
 WIDTH = 226  # characters of the footer's font that fit on a page
 
 
-def status_note(names: Iterable[str], runs: dict[str, Run], where: str = "") -> str:
-    """'missing: a, b · unfinished: c (epoch 7) · diverged: d (epoch 3)', of the runs named."""
-    groups: dict[str, list[str]] = {"missing": [], "unfinished": [], "diverged": []}
+def status_note(names: Iterable[str], groups: Mapping[str, Replicates], where: str = "") -> str:
+    """'missing: a, b · interrupted: c (epoch 7) · diverged: d (epoch 3)', of the runs named."""
+    notes: dict[str, list[str]] = {"missing": [], "interrupted": [], "running": [], "diverged": []}
     for name in names:
-        run = runs.get(name)
-        if run is None:
-            groups["missing"].append(name)
-        elif run.status != "finished":
-            groups[run.status].append(f"{name} (epoch {run.epochs})")
-    return " · ".join(f"{status}{where}: {', '.join(members)}" for status, members in groups.items() if members)
+        if name not in groups:
+            notes["missing"].append(name)
+            continue
+        for run in groups[name].runs:
+            if run.status != "finished":
+                notes[run.status].append(f"{run.folder.name} (epoch {run.epochs})")
+    return " · ".join(f"{status}{where}: {', '.join(members)}" for status, members in notes.items() if members)
 
 
 def distinct(values: Iterable[Any]) -> str:
@@ -44,17 +46,18 @@ def describe_data(data: dict[str, Any]) -> str:
     return f"{name}{copy}, {data['train_samples']:,} training images"
 
 
-def describe_epochs(runs: list[Run]) -> str:
+def describe_epochs(runs: Sequence[RecordedRun]) -> str:
     """'50 (ProxProp), 1000 (BackProp)': the cut of a shortened suite shows here."""
     parts = []
     for kind, is_baseline in (("ProxProp", False), ("BackProp", True)):
-        lengths = sorted({run.epochs for run in runs if run.name.endswith("gradient") == is_baseline})
+        of_kind = [run for run in runs if (run.config.proxprop.optimization_mode == "gradient") == is_baseline]
+        lengths = sorted({run.epochs for run in of_kind if run.status != "diverged"})
         if lengths:
             parts.append(f"{', '.join(map(str, lengths))} ({kind})")
     return ", ".join(parts)
 
 
-def provenance(runs: list[Run]) -> str:
+def provenance(runs: Sequence[RecordedRun]) -> str:
     """Hardware, data, seed, epochs, threads, versions and date; differing values are all listed."""
     summaries = [run.summary for run in runs if run.summary]
     if not summaries:
@@ -74,7 +77,7 @@ def provenance(runs: list[Run]) -> str:
     return " · ".join(f"{name}: {value}".replace(" ", "\N{NO-BREAK SPACE}") for name, value in fields.items())
 
 
-def add_footer(page: Page, runs: list[Run], notes: list[str]) -> None:
+def add_footer(page: Page, runs: Sequence[RecordedRun], notes: Sequence[str]) -> None:
     """Writes the notes and, below them, the provenance at the bottom of the page."""
     footer = textwrap.fill(provenance(runs), WIDTH)
     page.text(0.045, 0.03, footer, fontsize=7.2, color=style.MUTED, va="bottom", linespacing=1.4)

@@ -3,96 +3,129 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments import record
+from experiments.config import differing_keys
 from experiments.errors import RecordError
+from experiments.recorded import RecordedRun, find_runs, read_run
+from experiments.sweep_file import without_seed
 
-Summary = dict[str, Any]
+SEED_KEYS = {"name", "seed", "order_seed"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run's metrics, a row an epoch, with ``seconds``: the training time until then."""
+class Stat:
+    """Mean and standard deviation (of a sample) over seeds; NaN where there is nothing to take it of."""
+
+    mean: float
+    std: float = math.nan
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Stat:
+        known = np.array([value for value in values if value is not None], dtype=float)
+        if not known.size:
+            return cls(math.nan)
+        return cls(float(known.mean()), float(known.std(ddof=1)) if known.size > 1 else math.nan)
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """The runs of one config that differ in their seeds alone; mostly one."""
 
     name: str
-    metrics: pd.DataFrame
-    summary: Summary | None
+    runs: tuple[RecordedRun, ...]
+
+    @property
+    def is_proxprop(self) -> bool:
+        return self.runs[0].config.proxprop.optimization_mode != "gradient"
 
     @property
     def status(self) -> str:
-        """'finished', 'diverged', or 'unfinished' while there is no summary."""
-        return self.summary["status"] if self.summary else "unfinished"
+        """'finished' when all are, else how the others ended: 'diverged', '1 of 3 diverged, 1 of 3 running'."""
+        others = pd.Series([run.status for run in self.runs if run.status != "finished"]).value_counts()
+        if others.empty:
+            return "finished"
+        if len(self.runs) == 1:
+            return self.runs[0].status
+        return ", ".join(f"{count} of {len(self.runs)} {status}" for status, count in others.items())
 
     @property
     def epochs(self) -> int:
-        return int(self.metrics["epoch"].iloc[-1])
+        return max(run.epochs for run in self.runs)
 
     @property
     def seconds(self) -> float:
-        return float(self.metrics["seconds"].iloc[-1])
+        return max(run.seconds for run in self.runs)
 
     @property
     def seconds_per_epoch(self) -> float:
-        """The median over the epochs, which a slow first one leaves alone; NaN before the first."""
-        trained = self.metrics.loc[self.metrics["epoch"] > 0, "epoch_seconds"]
-        return float(trained.median())
+        """The median over seeds; NaN before the first epoch."""
+        known = [run.seconds_per_epoch for run in self.runs if run.seconds_per_epoch is not None]
+        return float(np.median(known)) if known else math.nan
 
-    @property
-    def best_val_accuracy(self) -> float:
-        return float(self.metrics["val_accuracy"].max())
+    def stat(self, number: Callable[[RecordedRun], float | None]) -> Stat:
+        return Stat.of(map(number, self.runs))
 
-    @property
-    def test_accuracy(self) -> float:
-        value = self.summary.get("test_accuracy") if self.summary else None
-        return math.nan if value is None else float(value)
-
-    def train_loss(self, epoch: int) -> float:
-        """The full-batch training loss after ``epoch``; NaN where the run has no such epoch."""
-        row = self.metrics.loc[self.metrics["epoch"] == epoch, "train_loss"]
-        return float(row.iloc[0]) if len(row) else math.nan
+    def train_loss(self, epoch: int) -> Stat:
+        """The full-batch training loss after `epoch`, of the runs that came so far."""
+        return self.stat(lambda run: run.value("train_loss", epoch))
 
 
-def load_run(folder: Path) -> Run | None:
-    """The run in ``folder``, or None where it has recorded nothing yet."""
-    if not (folder / "metrics.csv").is_file():
-        return None
-    metrics = record.read_metrics(folder)
-    if metrics.empty:
-        return None
-    metrics = metrics.assign(seconds=metrics["epoch_seconds"].cumsum())
-    return Run(folder.name, metrics, record.read_summary(folder))
-
-
-def load_runs(results: Path) -> dict[str, Run]:
-    """All runs in ``results`` by name.
+def load_runs(results: Path) -> dict[str, Replicates]:
+    """All runs in `results` by name, those that differ in their seeds alone together.
 
     Raises:
-        RecordError: ``results`` is no folder, or no run in it has recorded anything.
+        RecordError: `results` is no folder, no run in it has recorded anything, or runs that are named as seeds of one
+            config differ in more.
     """
-    if not results.is_dir():
-        raise RecordError(f"{results} is no folder")
-    runs = [load_run(folder) for folder in sorted(results.iterdir()) if folder.is_dir()]
-    by_name = {run.name: run for run in runs if run is not None}
+    by_name: dict[str, list[RecordedRun]] = {}
+    for folder in find_runs(results):
+        run = read_run(folder)
+        if len(run.metrics):
+            by_name.setdefault(without_seed(folder.name), []).append(run)
     if not by_name:
-        raise RecordError(f"{results} holds no run (no folder in it has a metrics.csv with rows)")
-    return by_name
+        raise RecordError(f"{results} holds no run that has recorded anything")
+    for runs in by_name.values():
+        for run in runs[1:]:
+            keys = set(differing_keys(runs[0].config, run.config)) - SEED_KEYS
+            if keys:
+                raise RecordError(f"{runs[0].folder} and {run.folder}: by their names two seeds of one config, "
+                                  f"but they also differ in {', '.join(sorted(keys))}")  # fmt: skip
+    return {name: Replicates(name, tuple(runs)) for name, runs in by_name.items()}
 
 
-def points(run: Run, x: str, y: str, x_end: float) -> tuple[np.ndarray, np.ndarray]:
-    """The curve of ``y`` over ``x``, up to one point past ``x_end``.
+@dataclass(frozen=True)
+class Points:
+    """A curve: the mean over seeds, and the band of one standard deviation about it (NaN for one seed)."""
 
-    Epochs whose training loss is not finite are left out: a diverged run's accuracy means nothing.
-    Several seeds of a run would become a mean and a band here.
+    xs: np.ndarray
+    ys: np.ndarray
+    std: np.ndarray
+
+
+def points(runs: Iterable[RecordedRun], x: str, y: str, x_end: float) -> Points:
+    """The curve of ``y`` over ``x``, up to one point past ``x_end``, over the epochs that all ``runs`` have.
+
+    Runs that diverged are left out unless all did; so are epochs whose training loss is not finite, since a diverged
+    run's accuracy means nothing.
     """
-    xs = run.metrics[x].to_numpy(dtype=float)
-    ys = run.metrics[y].to_numpy(dtype=float)
+    runs = list(runs)
+    steady = [run for run in runs if run.status != "diverged"] or runs
+    tables = [_finite(run.metrics, y).set_index("epoch") for run in steady]
+    epochs = tables[0].index
+    for table in tables[1:]:
+        epochs = epochs.intersection(table.index)
+    xs = np.mean([epochs if x == "epoch" else table.loc[epochs, x] for table in tables], axis=0)
+    ys = np.array([table.loc[epochs, y] for table in tables], dtype=float)
     visible = int(np.searchsorted(xs, x_end, side="right")) + 1
-    finite = np.isfinite(ys) & np.isfinite(run.metrics["train_loss"].to_numpy(dtype=float))
-    shown = np.flatnonzero(finite[:visible])
-    return xs[shown], ys[shown]
+    std = ys.std(axis=0, ddof=1) if len(tables) > 1 else np.full(len(epochs), np.nan)
+    return Points(xs[:visible], ys.mean(axis=0)[:visible], std[:visible])
+
+
+def _finite(metrics: pd.DataFrame, y: str) -> pd.DataFrame:
+    return metrics[np.isfinite(metrics[y]) & np.isfinite(metrics["train_loss"])]

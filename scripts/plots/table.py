@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from scripts.plots import style
 from scripts.plots.figures import FIGURES, Figure
-from scripts.plots.runs import Run
+from scripts.plots.runs import Replicates, Stat
 
 HEADINGS = (
     "Run",
@@ -50,28 +50,38 @@ class Group:
     rows: tuple[Row, ...]
 
 
-def cell(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+def cell(value: float | Stat, form: str) -> str:
+    """'0.276', or over several seeds '0.276 ± 0.004': mean and standard deviation, equally precise."""
+    stat = value if isinstance(value, Stat) else Stat(value)
+    if math.isnan(stat.mean):
+        return "–"
+    text = format(stat.mean, form)
+    if math.isnan(stat.std):
+        return text
+    number, percent = text.rstrip("%"), "%" * text.endswith("%")
+    decimals = len(number.partition(".")[2])
+    spread = format(stat.std, f".{decimals}{percent or 'f'}")
+    return f"{number} ± {spread}"
 
 
-def make_row(label: str, run: Run | None, common_epoch: int, baseline: Run | None) -> Row:
-    if run is None:
+def make_row(label: str, group: Replicates | None, common_epoch: int, baseline: Replicates | None) -> Row:
+    if group is None:
         return Row(label, *["–"] * 7, status="missing")
-    slowness = run.seconds_per_epoch / baseline.seconds_per_epoch if baseline else math.nan
+    slowness = group.seconds_per_epoch / baseline.seconds_per_epoch if baseline else math.nan
     return Row(
         label,
-        cell(run.train_loss(common_epoch), "#.3g"),
-        cell(run.train_loss(run.epochs), "#.3g"),
-        cell(run.best_val_accuracy, ".2%"),
-        cell(run.test_accuracy, ".2%"),
-        cell(run.seconds_per_epoch, ".2f"),
+        cell(group.train_loss(common_epoch), "#.3g"),
+        cell(group.stat(lambda run: run.value("train_loss")), "#.3g"),
+        cell(group.stat(lambda run: run.best_val_accuracy), ".2%"),
+        cell(group.stat(lambda run: run.test_accuracy), ".2%"),
+        cell(group.seconds_per_epoch, ".2f"),
         cell(slowness, ".2f"),
-        str(run.epochs),
-        run.status,
+        str(group.epochs),
+        group.status,
     )
 
 
-def make_group(figure: Figure, runs: dict[str, Run], published: dict[str, Run]) -> Group:
+def make_group(figure: Figure, runs: dict[str, Replicates], published: dict[str, Replicates]) -> Group:
     """The figure's runs, then those of the published solver that are there."""
     proxprop = [curve.run for curve in figure.curves if curve.is_proxprop]
     lengths = [runs[name].epochs for name in proxprop if name in runs]
@@ -87,7 +97,7 @@ def make_group(figure: Figure, runs: dict[str, Run], published: dict[str, Run]) 
     return Group(title, common_epoch, tuple(rows))
 
 
-def make_table(runs: dict[str, Run], published: dict[str, Run]) -> list[Group]:
+def make_table(runs: dict[str, Replicates], published: dict[str, Replicates]) -> list[Group]:
     return [make_group(figure, runs, published) for figure in FIGURES]
 
 

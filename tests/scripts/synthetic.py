@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 HEADER = "epoch,minibatch_loss,train_loss,train_accuracy,val_loss,val_accuracy,epoch_seconds"
 
 # decay of the loss an epoch, seconds an epoch, epochs
@@ -43,9 +45,25 @@ def summary(name: str, epochs: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+def config(name: str, epochs: int, seed: int = 0) -> dict[str, Any]:
+    """A config that suits the name: gradient, exact or cgN."""
+    kind = name.partition(",")[0].rpartition("_")[2]
+    mode = "gradient" if kind == "gradient" else f"prox_{kind}" if kind.startswith(("cg", "exact")) else "prox_cg1"
+    return {
+        "name": name,
+        "model": {"name": "mlp"},
+        "optimizer": {"name": "sgd", "lr": 1.0},
+        "proxprop": {"optimization_mode": mode},
+        "epochs": max(1, epochs),
+        "batch_size": 500,
+        "seed": seed,
+    }
+
+
 def write_run(
     folder: Path,
     *,
+    settings: dict[str, Any] | None = None,
     decay: float = 0.05,
     epoch_seconds: float = 2.0,
     epochs: int = 4,
@@ -53,8 +71,10 @@ def write_run(
     finished: bool = True,
     **changes: Any,
 ) -> Path:
-    """Writes one run; ``changes`` go to its summary. A diverging run ends with a NaN loss."""
+    """Writes one run; ``changes`` go to its summary, ``settings`` to its config. A diverging run ends with NaN."""
     folder.mkdir(parents=True)
+    content = config(folder.name, epochs, changes.get("seed", 0)) | (settings or {})
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
     lines = [HEADER]
     for epoch in range(epochs + 1):
         loss = 2.3 * (1 + decay) ** -(epoch + 0.7 * (epoch % 3 == 1))

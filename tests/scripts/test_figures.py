@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from experiments.errors import RecordError
+from experiments.recorded import read_run
 from scripts.plots.draw import Drawn, loss_limits, x_ends, x_unit
 from scripts.plots.figures import FIGURE_2, FIGURE_3, FIGURES, LOSS_BY_EPOCH, LOSS_BY_TIME
 from scripts.plots.notes import describe_data, provenance, short_commit, status_note
-from scripts.plots.runs import Run, load_run, load_runs, points
-from scripts.plots.table import make_table, to_markdown
+from scripts.plots.runs import Replicates, Stat, load_runs, points
+from scripts.plots.table import cell, make_table, to_markdown
 
 from .synthetic import write_run, write_suite
 
 
-def drawn(figure, runs: dict[str, Run]) -> list[Drawn]:
+def drawn(figure, runs: dict[str, Replicates]) -> list[Drawn]:
     return [Drawn(curve, runs[curve.run]) for curve in figure.curves if curve.run in runs]
 
 
@@ -26,7 +27,7 @@ def test_figures_show_the_runs_of_the_paper_configs(root: Path) -> None:
 
 
 def test_time_is_the_sum_of_the_epochs(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path / "a", epoch_seconds=2.0, epochs=3))
+    run = read_run(write_run(tmp_path / "a", epoch_seconds=2.0, epochs=3))
     assert list(run.metrics["seconds"]) == [0, 2, 4, 6]
 
 
@@ -34,7 +35,8 @@ def test_a_run_without_rows_is_no_run(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
     header = (folder / "metrics.csv").read_text().splitlines()[0]
     (folder / "metrics.csv").write_text(header + "\n")
-    assert load_run(folder) is None
+    with pytest.raises(RecordError, match="holds no run that has recorded anything"):
+        load_runs(tmp_path)
 
 
 def test_status_of_runs(tmp_path: Path) -> None:
@@ -43,7 +45,7 @@ def test_status_of_runs(tmp_path: Path) -> None:
     write_run(tmp_path / "c", diverges=True, epochs=2)
     runs = load_runs(tmp_path)
     note = status_note(["a", "b", "c", "d"], runs)
-    assert note == "missing: d · unfinished: b (epoch 3) · diverged: c (epoch 2)"
+    assert note == "missing: d · interrupted: b (epoch 3) · diverged: c (epoch 2)"
 
 
 def test_load_runs_of_nothing(tmp_path: Path) -> None:
@@ -54,18 +56,76 @@ def test_load_runs_of_nothing(tmp_path: Path) -> None:
 
 
 def test_points_reach_just_past_the_axis(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path / "a", epochs=9))
-    xs, ys = points(run, "epoch", "train_loss", x_end=4)
-    assert list(xs) == [0, 1, 2, 3, 4, 5]
-    assert ys[0] == pytest.approx(2.3)
+    run = read_run(write_run(tmp_path / "a", epochs=9))
+    shown = points([run], "epoch", "train_loss", x_end=4)
+    assert list(shown.xs) == [0, 1, 2, 3, 4, 5]
+    assert shown.ys[0] == pytest.approx(2.3)
+    assert np.isnan(shown.std).all()
 
 
 def test_points_of_a_diverged_run_end_with_the_last_finite_value(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path / "a", diverges=True, epochs=3))
-    xs, ys = points(run, "epoch", "train_loss", x_end=50)
-    assert list(xs) == [0, 1, 2]
-    assert np.isfinite(ys).all()
-    assert len(points(run, "epoch", "val_accuracy", x_end=50)[0]) == 3
+    run = read_run(write_run(tmp_path / "a", diverges=True, epochs=3))
+    shown = points([run], "epoch", "train_loss", x_end=50)
+    assert list(shown.xs) == [0, 1, 2]
+    assert np.isfinite(shown.ys).all()
+    assert len(points([run], "epoch", "val_accuracy", x_end=50).xs) == 3
+
+
+def write_seeds(results: Path, decays: list[float], **options) -> None:
+    for seed, decay in enumerate(decays):
+        name = "mlp_sgd_cg3" + (f",seed={seed}" if seed else "")
+        write_run(results / name, decay=decay, seed=seed, **options)
+
+
+def test_seeds_of_a_config_are_one_curve_with_a_band(tmp_path: Path) -> None:
+    write_seeds(tmp_path, [0.04, 0.05, 0.09], epochs=3)
+    (group,) = load_runs(tmp_path).values()
+    assert (group.name, group.status, len(group.runs)) == ("mlp_sgd_cg3", "finished", 3)
+    losses = [run.metrics["train_loss"].iloc[2] for run in group.runs]
+    shown = points(group.runs, "epoch", "train_loss", x_end=50)
+    assert list(shown.xs) == [0, 1, 2, 3]
+    assert shown.ys[2] == pytest.approx(sum(losses) / 3)
+    assert shown.std[2] == pytest.approx(math.sqrt(sum((loss - sum(losses) / 3) ** 2 for loss in losses) / 2))
+    assert group.train_loss(2) == Stat(pytest.approx(shown.ys[2]), pytest.approx(shown.std[2]))
+
+
+def test_a_band_leaves_out_seeds_that_diverged_and_epochs_that_some_have_not_come_to(tmp_path: Path) -> None:
+    write_seeds(tmp_path, [0.04, 0.05], epochs=5)
+    write_run(tmp_path / "mlp_sgd_cg3,seed=2", seed=2, epochs=3, finished=False, settings={"epochs": 5})
+    write_run(tmp_path / "mlp_sgd_cg3,seed=3", seed=3, epochs=1, diverges=True, settings={"epochs": 5})
+    (group,) = load_runs(tmp_path).values()
+    assert group.status == "1 of 4 interrupted, 1 of 4 diverged"
+    assert list(points(group.runs, "epoch", "train_loss", x_end=50).xs) == [0, 1, 2, 3]
+    note = status_note(["mlp_sgd_cg3"], {"mlp_sgd_cg3": group})
+    assert note == "interrupted: mlp_sgd_cg3,seed=2 (epoch 3) · diverged: mlp_sgd_cg3,seed=3 (epoch 1)"
+
+
+def test_seeds_that_differ_in_more_are_refused(tmp_path: Path) -> None:
+    write_seeds(tmp_path, [0.04], epochs=3)
+    write_run(tmp_path / "mlp_sgd_cg3,seed=1", seed=1, epochs=3, settings={"batch_size": 100})
+    with pytest.raises(RecordError, match="two seeds of one config, but they also differ in batch_size"):
+        load_runs(tmp_path)
+
+
+def test_time_of_seeds_is_their_mean(tmp_path: Path) -> None:
+    for seed, seconds in enumerate((2.0, 4.0)):
+        write_run(tmp_path / f"a,seed={seed}", seed=seed, epoch_seconds=seconds, epochs=2)
+    (group,) = load_runs(tmp_path).values()
+    assert list(points(group.runs, "seconds", "train_loss", x_end=50).xs) == [0, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("stat", "form", "text"),
+    [
+        (Stat(0.27561, 0.00432), "#.3g", "0.276 ± 0.004"),
+        (Stat(0.27561), "#.3g", "0.276"),
+        (Stat(12.3, 4.567), "#.3g", "12.3 ± 4.6"),
+        (Stat(0.5258, 0.0031), ".2%", "52.58 ± 0.31%"),
+        (Stat(math.nan), ".2%", "–"),
+    ],
+)
+def test_cells_of_several_seeds(stat: Stat, form: str, text: str) -> None:
+    assert cell(stat, form) == text
 
 
 def test_axes_end_with_the_proxprop_runs(tmp_path: Path) -> None:
@@ -98,7 +158,7 @@ def test_provenance_lists_what_differs(tmp_path: Path) -> None:
     unofficial = {"name": "cifar10", "official": False, "train_samples": 100, "files_md5": {}}
     write_run(tmp_path / "a_gradient", epochs=9)
     write_run(tmp_path / "b", seed=3, data=unofficial, date="2026-06-01T00:00:00+00:00")
-    text = provenance(list(load_runs(tmp_path).values())).replace("\N{NO-BREAK SPACE}", " ")
+    text = provenance([read_run(folder) for folder in sorted(tmp_path.iterdir())]).replace("\N{NO-BREAK SPACE}", " ")
     assert "seed: 0, 3" in text
     assert "CIFAR-10, official copy, 45,000 training images" in text
     assert "CIFAR-10, NOT the official copy, 100 training images" in text
@@ -132,8 +192,8 @@ def test_table_compares_with_backprop(tmp_path: Path) -> None:
     assert rows["BackProp"].ratio == "1.00"
     assert rows["ProxProp (cg3)"].ratio == "2.50"
     assert rows["ProxProp (cg3), published solver"].ratio == "4.00"
-    assert rows["ProxProp (cg3)"].final_loss == f"{runs['mlp_sgd_cg3'].train_loss(10):#.3g}"
-    assert rows["BackProp"].loss_at_common_epoch == f"{runs['mlp_sgd_gradient'].train_loss(10):#.3g}"
+    assert rows["ProxProp (cg3)"].final_loss == f"{runs['mlp_sgd_cg3'].train_loss(10).mean:#.3g}"
+    assert rows["BackProp"].loss_at_common_epoch == f"{runs['mlp_sgd_gradient'].train_loss(10).mean:#.3g}"
     assert rows["ProxProp (cg3)"].test_accuracy == "51.25%"
     assert rows["ProxProp (exact)"].status == "missing"
     assert {row.status for row in convnet.rows} == {"missing"}
@@ -142,9 +202,9 @@ def test_table_compares_with_backprop(tmp_path: Path) -> None:
 def test_table_of_an_unfinished_run_has_no_test_accuracy(tmp_path: Path) -> None:
     write_run(tmp_path / "mlp_sgd_cg3", finished=False)
     run = load_runs(tmp_path)["mlp_sgd_cg3"]
-    assert math.isnan(run.test_accuracy)
+    assert math.isnan(run.stat(lambda one: one.test_accuracy).mean)
     (row,) = [row for row in make_table({run.name: run}, {})[0].rows if row.status != "missing"]
-    assert (row.test_accuracy, row.ratio, row.status) == ("–", "–", "unfinished")
+    assert (row.test_accuracy, row.ratio, row.status) == ("–", "–", "interrupted")
 
 
 def test_markdown_rows_have_equal_cells(tmp_path: Path) -> None:

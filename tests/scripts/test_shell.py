@@ -142,6 +142,7 @@ def test_a_python_without_ensurepip(checkout: Path, tmp_path: Path) -> None:
         (["epochs"], "expected key=value, got 'epochs'"),
         (["--device"], "--device needs a value"),
         (["--output", ""], "--output needs a value"),
+        (["--quick", "--seeds"], "--seeds needs a value"),
     ],
 )
 def test_paper_experiments_names_a_wrong_argument(arguments: list[str], message: str, root: Path) -> None:

@@ -1,0 +1,75 @@
+"""Draws one number of each run of a sweep over one of the keys that it varied.
+
+python scripts/plot_sweep.py results/stability --x proxprop.tau_prox --hue proxprop.optimization_mode \\
+    --y train_loss --output stability.pdf
+
+Beside the figure it writes the same numbers as a table, stability.csv and stability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+from experiments.cli import Parser, UsageError, run_command
+from experiments.recorded import find_runs, read_run
+from scripts.plots import style
+from scripts.plots.output import figure_bytes, write
+from scripts.plots.sweep import NUMBERS, Question, answer
+from scripts.plots.sweep_draw import draw_sweep
+from scripts.plots.sweep_table import to_csv, to_markdown
+
+FORMATS = (".pdf", ".png", ".svg")
+
+
+def plot(options: argparse.Namespace) -> int:
+    if options.output.suffix not in FORMATS:
+        raise UsageError(f"--output must end in {', '.join(FORMATS)}, got {options.output}")
+    where = dict(_condition(text) for text in options.where)
+    question = Question(options.x, options.hue, options.y, where)
+    runs = [read_run(folder) for folder in find_runs(options.results)]
+    found = answer(question, runs)
+    style.apply()
+    page = draw_sweep(found, options.xscale, options.yscale, options.title)
+    write(options.output, figure_bytes(page, options.output.suffix))
+    write(options.output.with_suffix(".csv"), to_csv(found).encode())
+    write(options.output.with_suffix(".md"), to_markdown(found).encode())
+    if found.note:
+        print(f"note: {found.note}")
+    return 0
+
+
+def _condition(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--where has the form key=value, got {text!r}")
+    return key, value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="plot_sweep.py", description=__doc__.splitlines()[0])
+    parser.add_argument("results", metavar="RESULTS", type=Path, help="a folder with the runs in it or below")
+    parser.add_argument("--x", metavar="KEY", required=True, help="a key of the config, e.g. proxprop.tau_prox")
+    parser.add_argument("--hue", metavar="KEY", help="a key with one curve for each of its values")
+    parser.add_argument("--y", metavar="NUMBER", default="train_loss", help=f"of: {', '.join(NUMBERS)}")
+    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help=f"ends in {', '.join(FORMATS)}")
+    parser.add_argument(
+        "--where", metavar="KEY=VALUE", action="append", default=[], help="of the runs, take these alone"
+    )
+    for axis in ("x", "y"):
+        parser.add_argument(f"--{axis}scale", choices=["log", "linear"], help="default: log for a wide range")
+    parser.add_argument("--title", help="default: what is drawn")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 after one line on stderr."""
+    return run_command(lambda: plot(make_parser().parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Draws the answer to a question about a sweep."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Page
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter
+
+from scripts.plots import style
+from scripts.plots.draw import draw_band, scale_loss
+from scripts.plots.notes import add_footer
+from scripts.plots.sweep import NUMBERS, Answer, label
+
+WIDE = 30
+"""An axis is logarithmic when its largest value is more than this many times its smallest."""
+
+
+def draw_sweep(answer: Answer, xscale: str | None = None, yscale: str | None = None, title: str | None = None) -> Page:
+    """One page: a curve for each hue, bands over seeds, and crosses at the top for runs that diverged."""
+    page = Page(figsize=style.PAGE)
+    question = answer.question
+    name = NUMBERS[question.y]
+    heading = title or f"{name.partition(' (')[0]} over {question.x}"
+    page.text(0.045, 0.955, heading, fontsize=15, fontweight="bold", va="top")
+    axes = page.add_axes((0.065, 0.235, 0.905, 0.565))
+    positions = _scale_x(axes, answer, xscale)
+    top = _scale_y(axes, answer, yscale)
+    axes.set_xlabel(question.x)
+    axes.set_ylabel(name)
+    handles = [_draw_curve(axes, answer, index, positions, top) for index in range(len(answer.hues))]
+    if (start := _before_training(answer)) is not None:
+        handles.append(axes.axhline(start, color=style.MUTED, linewidth=1, linestyle=":", label="before training"))
+    if any(cell.diverged for cell in answer.cells):
+        cross = Line2D([], [], color=style.MUTED, marker="x", linestyle="", markeredgewidth=2, label="diverged")
+        handles.append(cross)
+    page.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.038, 0.905), ncols=len(handles), borderaxespad=0)
+    add_footer(page, answer.runs, [answer.note, _diverged_note(answer)])
+    return page
+
+
+def _draw_curve(axes: Axes, answer: Answer, index: int, positions: dict[str, float], top: float) -> Line2D:
+    """The curve of the hue at ``index``; what lies above the ``top`` of the axis is marked there."""
+    hue = answer.hues[index]
+    cells = answer.curve(hue)
+    line = style.line_of(label(hue), index)
+    xs = np.array([positions[label(cell.x)] for cell in cells])
+    mean = np.array([cell.stat.mean for cell in cells])  # NaN where all diverged: the curve is broken there
+    std = np.array([cell.stat.std for cell in cells])
+    draw_band(axes, xs, mean, np.where(np.isfinite(mean), std, np.nan), line.color)
+    (drawn,) = axes.plot(
+        xs,
+        mean,
+        color=line.color,
+        marker=line.marker or "p",
+        markersize=6,
+        linestyle=line.linestyle,
+        linewidth=style.LINE_WIDTH,
+        label="all runs" if hue is None else label(hue),
+    )
+    for x, cell in zip(xs, cells, strict=True):
+        if cell.diverged:
+            # Beside each other, where several curves diverged at one x.
+            axes.annotate(
+                "×",
+                (x, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(9 * (index - (len(answer.hues) - 1) / 2), -2),
+                textcoords="offset points",
+                color=line.color,
+                fontsize=15,
+                fontweight="bold",
+                ha="center",
+                va="center",
+                annotation_clip=False,
+            )
+        elif cell.stat.mean > top:
+            axes.plot(x, top, "^", color=line.color, markerfacecolor="white", markersize=8, clip_on=False, zorder=5)
+    return drawn
+
+
+def _scale_x(axes: Axes, answer: Answer, scale: str | None) -> dict[str, float]:
+    """Where each value of x stands: numbers at their value, all else side by side."""
+    values = [cell.x for cell in sorted(answer.cells, key=lambda cell: answer.hues.index(cell.hue))]
+    numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    if not numeric:
+        names = list(dict.fromkeys(map(label, values)))
+        axes.set_xticks(range(len(names)), names)
+        return {name: float(index) for index, name in enumerate(names)}
+    if scale == "log" or (scale is None and min(values) > 0 and max(values) > WIDE * min(values)):
+        axes.set_xscale("log")
+    ticks = sorted(set(values))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return {label(value): float(value) for value in ticks}
+
+
+def _scale_y(axes: Axes, answer: Answer, scale: str | None) -> float:
+    """Scale the y axis and return its top: at most twice the loss before training, so that no curve flattens others."""
+    name = answer.question.y
+    values = [cell.stat.mean for cell in answer.cells if math.isfinite(cell.stat.mean)]
+    if not values:
+        return math.inf
+    if name.endswith("accuracy"):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    low, high = min(values), max(values)
+    if (start := _before_training(answer)) is not None:
+        high = min(max(high, start), 2 * start)
+    if scale == "log" or (scale is None and low > 0 and high > 5 * low):
+        scale_loss(axes, low / 1.2, 1.2 * high)
+        return 1.2 * high
+    margin = 0.06 * (high - low) or 0.1
+    axes.set_ylim(low - margin, high + margin)
+    return high + margin
+
+
+def _before_training(answer: Answer) -> float | None:
+    """The mean loss that the runs start with, for the losses that are recorded by epoch."""
+    name = answer.question.y
+    if name not in ("train_loss", "val_loss", "minibatch_loss"):
+        return None
+    return float(np.mean([run.value(name, 0) for run in answer.runs]))
+
+
+def _diverged_note(answer: Answer) -> str:
+    parts = []
+    for hue in answer.hues:
+        cells = [cell for cell in answer.curve(hue) if cell.diverged]
+        if cells:
+            values = ", ".join(
+                label(cell.x) + (f" ({cell.diverged} of {len(cell.runs)})" if len(cell.runs) > 1 else "")
+                for cell in cells
+            )
+            parts.append((f"{label(hue)} " if hue is not None else "") + f"at {values}")
+    return f"diverged: {'; '.join(parts)}" if parts else ""

@@ -1,0 +1,192 @@
+"""The command scripts/plot_sweep.py: the numbers it draws, what it refuses, and what it says was left out."""
+
+import math
+import re
+import statistics
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.recorded import find_runs, read_run
+from scripts.plot_sweep import main
+from scripts.plots import sweep_draw
+from scripts.plots.sweep import Question, answer, label
+
+from .synthetic import write_run
+
+X, HUE = "proxprop.tau_prox", "proxprop.optimization_mode"
+TAUS = [50.0, 0.5, 0.005]
+
+
+def write_sweep(results: Path, modes=("gradient", "prox_cg3"), seeds=1, diverges=lambda mode, tau, seed: False) -> Path:
+    for mode in modes:
+        for tau in TAUS:
+            for seed in range(seeds):
+                write_run(
+                    results / f"optimization_mode={mode},tau_prox={tau:g},seed={seed}",
+                    decay=0.05 + tau / 1000 + seed / 100,
+                    diverges=diverges(mode, tau, seed),
+                    seed=seed,
+                    settings={"proxprop": {"optimization_mode": mode, "tau_prox": tau}},
+                )
+    return results
+
+
+def plot(results: Path, *options: str, output: str = "figure.pdf") -> tuple[int, Path]:
+    path = results.parent / output
+    return main([str(results), "--x", X, "--hue", HUE, "--output", str(path), *options]), path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], results: Path, *options: str) -> str:
+    code, path = plot(results, *options)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not path.exists()
+    return error
+
+
+def last_loss(run: Path) -> float:
+    return float((run / "metrics.csv").read_text().splitlines()[-1].split(",")[2])
+
+
+def test_figure_and_tables_are_written_side_by_side(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path / "runs")
+    code, pdf = plot(results)
+    assert code == 0
+    assert len(re.findall(rb"/Type /Page\b", pdf.read_bytes())) == 1
+    table = pd.read_csv(pdf.with_suffix(".csv"))
+    assert list(table.columns) == [HUE, X, "train_loss_mean", "train_loss_std", "runs", "diverged"]
+    assert table[X].tolist() == [0.005, 0.5, 50] * 2  # by size
+    for _, row in table.iterrows():
+        run = results / f"optimization_mode={row[HUE]},tau_prox={row[X]:g},seed=0"
+        assert row["train_loss_mean"] == pytest.approx(last_loss(run), rel=1e-7)
+    markdown = pdf.with_suffix(".md").read_text().splitlines()
+    assert markdown[0] == f"| {X} | gradient | prox_cg3 |"
+    assert len(markdown) == 2 + len(TAUS)
+
+
+def test_seeds_are_a_mean_and_a_standard_deviation(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path / "runs", modes=["prox_cg3"], seeds=3)
+    _, pdf = plot(results)
+    row = pd.read_csv(pdf.with_suffix(".csv")).iloc[1]
+    losses = [last_loss(results / f"optimization_mode=prox_cg3,tau_prox=0.5,seed={seed}") for seed in range(3)]
+    assert row["runs"] == 3
+    assert row["train_loss_mean"] == pytest.approx(statistics.mean(losses), rel=1e-6)
+    assert row["train_loss_std"] == pytest.approx(statistics.stdev(losses), rel=1e-6)
+
+
+def test_diverged_runs_are_counted_and_not_averaged(tmp_path: Path) -> None:
+    def diverges(mode: str, tau: float, seed: int) -> bool:
+        return mode == "gradient" and (tau == 50 or (tau == 0.5 and seed == 0))
+
+    results = write_sweep(tmp_path / "runs", seeds=2, diverges=diverges)
+    _, pdf = plot(results)
+    table = pd.read_csv(pdf.with_suffix(".csv")).set_index([HUE, X])
+    assert table.loc[("gradient", 50), "diverged"] == 2
+    assert math.isnan(table.loc[("gradient", 50), "train_loss_mean"])
+    left = last_loss(results / "optimization_mode=gradient,tau_prox=0.5,seed=1")
+    assert table.loc[("gradient", 0.5), "train_loss_mean"] == pytest.approx(left, rel=1e-7)
+    assert table.loc["prox_cg3"]["diverged"].sum() == 0
+    rows = pdf.with_suffix(".md").read_text().splitlines()
+    assert rows[-1].startswith("| 50 | diverged | ")
+    assert "(1 of 2 diverged)" in rows[-2]
+
+
+def test_the_drawing_breaks_a_curve_where_all_diverged_and_marks_it(tmp_path: Path, monkeypatch) -> None:
+    pages = []
+    monkeypatch.setattr(
+        "scripts.plot_sweep.draw_sweep", lambda *args: pages.append(sweep_draw.draw_sweep(*args)) or pages[-1]
+    )
+    plot(write_sweep(tmp_path / "runs", diverges=lambda mode, tau, seed: mode == "gradient" and tau == 50))
+    (axes,) = pages[0].axes
+    assert axes.get_xscale() == "log"
+    gradient, prox, *_ = axes.lines
+    assert list(gradient.get_xdata()) == [0.005, 0.5, 50]
+    assert [math.isnan(y) for y in gradient.get_ydata()] == [False, False, True]
+    assert not any(math.isnan(y) for y in prox.get_ydata())
+    assert [text.xy for text in axes.texts if text.get_text() == "×"] == [(50.0, 1.0)]
+    assert any("diverged: gradient at 50" in text.get_text() for text in pages[0].texts)
+
+
+@pytest.mark.parametrize("number", ["test_accuracy", "best_val_accuracy", "test_loss", "seconds_per_epoch", "val_loss"])
+def test_other_numbers_and_file_formats(tmp_path: Path, number: str) -> None:
+    results = write_sweep(tmp_path / "runs")
+    for output in ("a.png", "a.svg"):
+        code, path = plot(results, "--y", number, "--xscale", "linear", "--yscale", "log", output=output)
+        assert code == 0
+        assert path.stat().st_size > 1000
+
+
+def test_a_key_of_words_is_an_axis_too(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path / "runs")
+    output = tmp_path / "f.pdf"
+    assert main([str(results), "--x", HUE, "--hue", X, "--output", str(output)]) == 0
+    assert pd.read_csv(output.with_suffix(".csv"))[HUE].tolist() == ["gradient", "prox_cg3"] * 3
+
+
+def test_equal_runs_give_equal_files(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path / "runs")
+    first, second = (plot(results, output=name)[1].read_bytes() for name in ("1.pdf", "2.pdf"))
+    assert first == second
+
+
+def test_runs_that_are_not_over_are_left_out_and_said_to_be(tmp_path: Path, capsys) -> None:
+    results = write_sweep(tmp_path / "runs")
+    write_run(
+        results / "late", finished=False, settings={"proxprop": {"optimization_mode": "prox_cg3", "tau_prox": 7.0}}
+    )
+    code, pdf = plot(results)
+    assert code == 0
+    assert capsys.readouterr().out == "note: not over, and left out: late (interrupted, epoch 4)\n"
+    assert 7 not in pd.read_csv(pdf.with_suffix(".csv"))[X].tolist()
+
+
+def test_runs_that_differ_in_more_than_the_figure_shows(tmp_path: Path, capsys) -> None:
+    results = write_sweep(tmp_path / "runs")
+    settings = {"proxprop": {"optimization_mode": "gradient", "tau_prox": 0.5}, "batch_size": 100}
+    write_run(results / "other", settings=settings)
+    line = error_of(capsys, results)
+    assert "runs with proxprop.tau_prox=0.5, proxprop.optimization_mode=gradient also differ in batch_size" in line
+    assert plot(results, "--where", "batch_size=500")[0] == 0
+
+
+def test_where_takes_some_of_the_runs(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path / "runs")
+    _, pdf = plot(results, "--where", f"{X}=0.5")
+    assert pd.read_csv(pdf.with_suffix(".csv"))[X].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--y", "loss"], "--y: must be one of train_loss, "),
+        (["--x", "proxprop.tau"], f"--x: no run has the key 'proxprop.tau'; keys that vary here: {HUE}, {X}"),
+        (["--hue", "mode"], "--hue: no run has the key 'mode'"),
+        (["--where", "seed=7"], "--where: no run has seed=7"),
+        (["--where", "seed"], "--where has the form key=value, got 'seed'"),
+        (["--output", "figure.gif"], "--output must end in .pdf, .png, .svg, got figure.gif"),
+        (["--output", "absent/figure.pdf"], "absent/figure.pdf: cannot be written: No such file or directory"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path: Path, capsys, options: list[str], message: str) -> None:
+    assert message in error_of(capsys, write_sweep(tmp_path / "runs"), *options)
+
+
+def test_a_folder_without_runs(tmp_path: Path, capsys) -> None:
+    assert "is no folder" in error_of(capsys, tmp_path / "absent")
+
+
+def test_modes_are_ordered_by_their_number(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path / "runs", modes=["prox_cg10", "prox_cg3", "gradient"])
+    found = answer(Question(X, HUE, "train_loss"), [read_run(folder) for folder in find_runs(results)])
+    assert found.hues == ["gradient", "prox_cg3", "prox_cg10"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(50.0, "50"), (5e-4, "0.0005"), ((8, 4), "8x4"), (None, "null"), (True, "true"), ("a", "a")]
+)
+def test_labels(value: object, text: str) -> None:
+    assert label(value) == text
