@@ -35,19 +35,21 @@ class Board:
         self._all.n = sum(self._epochs.values())
         self._all.refresh()
 
-    def clear(self) -> None:
-        """Make room for a line of text."""
+    def ended(self, run: PlannedRun) -> None:
+        """Count all of the run's epochs, and make room for a line about it."""
+        self._epochs[run.folder] = run.config.epochs
         for bar in (self._all, *self._bars):
             bar.clear()
 
     def _show(self, bar: tqdm, run: PlannedRun) -> None:
+        bar.set_description_str(run.config.name, refresh=False)
+        bar.total, bar.n = run.config.epochs, 0
         try:
             last = read_metrics(run.folder).iloc[-1]
         except (RecordError, IndexError):  # nothing recorded yet
+            bar.set_postfix_str("")
             return
-        self._epochs[run.folder] = int(last["epoch"])
-        bar.total, bar.n = run.config.epochs, int(last["epoch"])
-        bar.set_description_str(run.config.name, refresh=False)
+        bar.n = self._epochs[run.folder] = int(last["epoch"])
         bar.set_postfix_str(f"train loss {last['train_loss']:.4f}")
 
     def __enter__(self) -> Board:

@@ -52,7 +52,7 @@ def watch(runs: Sequence[PlannedRun], start: Callable[[PlannedRun], Job], at_onc
                 for job in list(jobs):
                     if (outcome := job.outcome()) is not None:
                         jobs.remove(job)
-                        board.clear()
+                        board.ended(job.run)
                         yield outcome
                 board.show([job.run for job in jobs])
                 time.sleep(_POLL_SECONDS)
