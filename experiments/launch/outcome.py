@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from experiments.errors import RecordError
 from experiments.plan import PlannedRun
 
 
@@ -18,6 +19,9 @@ class Outcome:
 
 def skipped(run: PlannedRun) -> Outcome | None:
     """The outcome of a run that is done already, by whichever process, None of one that is not."""
-    if not run.is_done():
-        return None
+    try:
+        if not run.is_done():
+            return None
+    except RecordError as error:
+        return Outcome(run, True, str(error))
     return Outcome(run, False, f"{run.config.name}: skipped, already in {run.folder}")

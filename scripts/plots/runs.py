@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,8 @@ class Replicates:
         return float(np.median(known)) if known else math.nan
 
     def stat(self, number: Callable[[RecordedRun], float | None]) -> Stat:
-        return Stat.of(map(number, self.runs))
+        """Over the runs that did not diverge, or over all if all did."""
+        return Stat.of(map(number, steady(self.runs)))
 
     def train_loss(self, epoch: int) -> Stat:
         """The full-batch training loss after `epoch`, of the runs that came so far."""
@@ -99,6 +100,11 @@ def load_runs(results: Path) -> dict[str, Replicates]:
     return {name: Replicates(name, tuple(runs)) for name, runs in by_name.items()}
 
 
+def steady(runs: Sequence[RecordedRun]) -> Sequence[RecordedRun]:
+    """Those that did not diverge, or all if all did."""
+    return [run for run in runs if run.status != "diverged"] or runs
+
+
 @dataclass(frozen=True)
 class Points:
     """A curve: the mean over seeds, and the band of one standard deviation about it (NaN for one seed)."""
@@ -108,15 +114,13 @@ class Points:
     std: np.ndarray
 
 
-def points(runs: Iterable[RecordedRun], x: str, y: str, x_end: float) -> Points:
+def points(runs: Sequence[RecordedRun], x: str, y: str, x_end: float) -> Points:
     """The curve of ``y`` over ``x``, up to one point past ``x_end``, over the epochs that all ``runs`` have.
 
     Runs that diverged are left out unless all did; so are epochs whose training loss is not finite, since a diverged
     run's accuracy means nothing.
     """
-    runs = list(runs)
-    steady = [run for run in runs if run.status != "diverged"] or runs
-    tables = [_finite(run.metrics, y).set_index("epoch") for run in steady]
+    tables = [_finite(run.metrics, y).set_index("epoch") for run in steady(runs)]
     epochs = tables[0].index
     for table in tables[1:]:
         epochs = epochs.intersection(table.index)

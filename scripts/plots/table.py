@@ -23,7 +23,7 @@ HEADINGS = (
     "Epochs",
     "Status",
 )
-COLUMN_ENDS = (0.385, 0.465, 0.545, 0.625, 0.71, 0.79, 0.86, 0.955)
+COLUMN_ENDS = (0.405, 0.51, 0.605, 0.7, 0.765, 0.825, 0.87, 0.955)  # wide enough for mean ± deviation
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ def cell(value: float | Stat, form: str) -> str:
     text = format(stat.mean, form)
     if math.isnan(stat.std):
         return text
+    if abs(stat.mean) < 1e-3:
+        exponent = math.floor(math.log10(abs(stat.mean) or 1))
+        return f"({stat.mean / 10**exponent:.2f} ± {stat.std / 10**exponent:.2f})e{exponent}"
     number, percent = text.rstrip("%"), "%" * text.endswith("%")
     decimals = len(number.partition(".")[2])
     spread = format(stat.std, f".{decimals}{percent or 'f'}")

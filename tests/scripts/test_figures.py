@@ -95,6 +95,7 @@ def test_a_band_leaves_out_seeds_that_diverged_and_epochs_that_some_have_not_com
     write_run(tmp_path / "mlp_sgd_cg3,seed=3", seed=3, epochs=1, diverges=True, settings={"epochs": 5})
     (group,) = load_runs(tmp_path).values()
     assert group.status == "1 of 4 interrupted, 1 of 4 diverged"
+    assert math.isfinite(group.stat(lambda run: run.value("train_loss")).mean)
     assert list(points(group.runs, "epoch", "train_loss", x_end=50).xs) == [0, 1, 2, 3]
     note = status_note(["mlp_sgd_cg3"], {"mlp_sgd_cg3": group})
     assert note == "interrupted: mlp_sgd_cg3,seed=2 (epoch 3) · diverged: mlp_sgd_cg3,seed=3 (epoch 1)"
@@ -121,6 +122,8 @@ def test_time_of_seeds_is_their_mean(tmp_path: Path) -> None:
         (Stat(0.27561), "#.3g", "0.276"),
         (Stat(12.3, 4.567), "#.3g", "12.3 ± 4.6"),
         (Stat(0.5258, 0.0031), ".2%", "52.58 ± 0.31%"),
+        (Stat(2.114e-4, 3.6e-5), "#.3g", "(2.11 ± 0.36)e-4"),
+        (Stat(2.114e-5), "#.3g", "2.11e-05"),
         (Stat(math.nan), ".2%", "–"),
     ],
 )
