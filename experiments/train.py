@@ -56,6 +56,7 @@ class Training:
         self.model, self.data, self.config = model, data, config
         self.optimizer = make_optimizer(model, config.optimizer)
         self.epoch, self.batch = 0, 0
+        self._begun = False  # whether there is a record of the start
         # Its own generator, on the CPU: the order of the examples is the same on every device.
         self._order = torch.Generator().manual_seed(config.seed if config.order_seed is None else config.order_seed)
         self._order_at_start = self._order.get_state()  # of the current epoch
@@ -69,7 +70,8 @@ class Training:
         `on_batch` is called with the size of each minibatch after its step; what it raises leaves a state to go on
         from.
         """
-        if self.epoch == 0 and self.batch == 0:
+        if not self._begun:
+            self._begun = True
             yield self._evaluated(minibatch_loss=None, seconds=0.0)
         diverged = False
         while self.epoch < self.config.epochs and not diverged:
@@ -85,6 +87,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
+            "begun": self._begun,
             "order": self._order_at_start,
             "loss_sum": self._loss_sum,
             "seconds": self._seconds,
@@ -94,7 +97,7 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.epoch, self.batch, self._begun = state["epoch"], state["batch"], state["begun"]
         self._order_at_start = state["order"]
         self._loss_sum = state["loss_sum"].to(self._device)
         self._seconds = state["seconds"]
