@@ -27,6 +27,7 @@ from experiments.train import EpochRecord
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.csv", "summary.json"
 COLUMNS = [field.name for field in fields(EpochRecord)]
+_SUMMARY_KEYS = {"status", "epochs", "test_loss", "test_accuracy"}
 
 
 class RunWriter:
@@ -41,7 +42,7 @@ class RunWriter:
         self._rows: list[list[Any]] = []
 
     def __enter__(self) -> RunWriter:
-        with _writing(self.folder), ExitStack() as stack:
+        with writing(self.folder), ExitStack() as stack:
             self.folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(self.folder))
             self._held = stack.pop_all()
@@ -56,7 +57,7 @@ class RunWriter:
         Without any, that is a fresh start, and a checkpoint is removed, too.
         """
         self._rows = [COLUMNS, *map(_row, records)]
-        with _writing(self.folder):
+        with writing(self.folder):
             (self.folder / SUMMARY).unlink(missing_ok=True)
             if not records:
                 remove_checkpoint(self.folder)
@@ -65,17 +66,17 @@ class RunWriter:
 
     def append(self, record: EpochRecord) -> None:
         self._rows.append(_row(record))
-        with _writing(self.folder):
+        with writing(self.folder):
             self._write_metrics()
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; see `save_checkpoint`."""
-        with _writing(self.folder):
+        with writing(self.folder):
             save_checkpoint(self.folder, state)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary, with which the run is over, and remove the checkpoint."""
-        with _writing(self.folder):
+        with writing(self.folder):
             self._write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
             remove_checkpoint(self.folder)
 
@@ -103,7 +104,8 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     path = Path(folder) / METRICS
     try:
         text = path.read_text()
-        metrics = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]))
+        metrics = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).astype(float)
+        metrics = metrics.astype({column: int for column in metrics if column == "epoch"})
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read as metrics: {_reason(error)}") from error
     if list(metrics.columns) != COLUMNS:
@@ -120,8 +122,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read as a summary: {_reason(error)}") from error
-    if not isinstance(summary, dict) or "status" not in summary:
-        raise RecordError(f"{path}: must be a JSON object with a status")
+    if not isinstance(summary, dict) or not summary.keys() >= _SUMMARY_KEYS:
+        raise RecordError(f"{path}: must be a JSON object with {', '.join(sorted(_SUMMARY_KEYS))}")
     return summary
 
 
@@ -135,7 +137,8 @@ def read_config(folder: Path) -> Config:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a `RecordError`."""
     try:
         yield
     except OSError as error:

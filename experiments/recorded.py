@@ -89,8 +89,11 @@ def find_runs(root: Path) -> list[Path]:
     Raises:
         RecordError: there is no such folder, or no run in it.
     """
-    if not root.is_dir():
-        raise RecordError(f"{root} is no folder")
+    try:
+        if not root.is_dir():
+            raise RecordError(f"{root} is no folder")
+    except OSError as error:  # a name that is too long, say
+        raise RecordError(f"{root}: {error.strerror}") from error
     folders = sorted(path.parent for path in root.rglob(CONFIG) if (path.parent / METRICS).exists())
     if not folders:
         raise RecordError(f"{root} holds no run (no folder in it has a config.yaml and a metrics.csv)")

@@ -16,7 +16,9 @@ joined by commas, which take the same value: `proxprop.tau_prox, optimizer.lr: [
 from __future__ import annotations
 
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ Point = dict[str, Any]
 """The value of each key of a grid at one of its points; keys as they are written there."""
 
 _SEED = ",seed="
+_MOST_RUNS = 10_000
+"""More in one file are a slip; naming and checking them would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ def load_config_file(path: Path, overrides: Sequence[str] = (), seeds: int | Non
     """
     mapping = read_with_bases(path)
     grid, listed = mapping.pop("grid", None), mapping.pop("seeds", None)
-    points = [{}] if grid is None else list(_points(grid))
     chosen = _seeds(listed if seeds is None else seeds)
+    points = [{}] if grid is None else list(_points(grid, _MOST_RUNS // max(1, len(chosen))))
     _check_overrides(overrides, {key for point in points for key in point}, bool(chosen))
     mapping = apply_overrides(mapping, overrides)
     if grid is None and listed is None:
@@ -81,23 +85,42 @@ def _with_seeds(config: Config, seeds: Sequence[int]) -> Iterator[Config]:
         yield config.model_copy(update={"name": name, "seed": seed})
 
 
-def _points(grid: Any) -> Iterator[Point]:
+def _points(grid: Any, most: int) -> Iterator[Point]:
     """The points of a grid or of a list of grids, the last key varying fastest."""
     grids = grid if isinstance(grid, list) else [grid]
     if not grids:
         raise ConfigError("grid: must hold at least one key")
     for one in grids:
-        if not isinstance(one, dict) or not one:
-            raise ConfigError(f"grid: must be a mapping of keys to lists of values, or a list of such, got {one!r}")
-        for key, values in one.items():
-            if not isinstance(key, str) or not all(_keys(key)):
-                raise ConfigError(f"grid: {key!r} is no key; it has the form optimizer.lr, or several joined by commas")
-            if "seed" in _keys(key) or "name" in _keys(key):
-                raise ConfigError(f"grid.{key}: names come from what varies, and seeds have a key of their own, seeds")
-            if not isinstance(values, list) or not values:
-                raise ConfigError(f"grid.{key}: must be a list of at least one value, got {values!r}")
+        _check_grid(one)
+    count = sum(math.prod(map(len, one.values())) for one in grids)
+    if count > most:
+        raise ConfigError(f"grid: has {count} points; a file may stand for at most {_MOST_RUNS} runs, seeds included")
+    for one in grids:
         for combination in itertools.product(*one.values()):
             yield dict(zip(one, combination, strict=True))
+
+
+def _check_grid(grid: Any) -> None:
+    if not isinstance(grid, dict) or not grid:
+        raise ConfigError(f"grid: must be a mapping of keys to lists of values, or a list of such, got {grid!r}")
+    seen: list[str] = []
+    for written, values in grid.items():
+        if not isinstance(written, str) or not all(part for key in _keys(written) for part in key.split(".")):
+            raise ConfigError(f"grid: {written!r} is no key; it has the form optimizer.lr, or several joined by commas")
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"grid.{written}: must be a list of at least one value, got {values!r}")
+        for key in _keys(written):
+            if key in ("seed", "name"):
+                raise ConfigError(f"grid.{written}: names come from what varies, and seeds have a key of their own, "
+                                  "seeds")  # fmt: skip
+            if twice := [other for other in seen if _overlap(key, other)]:
+                raise ConfigError(f"grid.{written}: {key} is varied twice in one grid (see {twice[0]})")
+            seen.append(key)
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is a section that holds the other."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _keys(key: str) -> list[str]:
@@ -105,7 +128,7 @@ def _keys(key: str) -> list[str]:
 
 
 _SEEDS: TypeAdapter[Any] = TypeAdapter(Annotated[list[Seed], Field(min_length=1)])
-_COUNT: TypeAdapter[Any] = TypeAdapter(Count)
+_COUNT: TypeAdapter[Any] = TypeAdapter(Annotated[Count, Field(le=_MOST_RUNS)])
 
 
 def _seeds(value: Any) -> list[int]:
@@ -116,13 +139,14 @@ def _seeds(value: Any) -> list[int]:
         seeds = _SEEDS.validate_python(value, strict=True) if isinstance(value, list) else None
         return list(range(_COUNT.validate_python(value))) if seeds is None else seeds
     except ValidationError:
-        raise ConfigError(f"seeds: must be how many, or a list of seeds (integers from 0 on), got {value!r}") from None
+        raise ConfigError(f"seeds: must be how many (at most {_MOST_RUNS}), or a list of seeds (integers from 0 on), "
+                          f"got {value!r}") from None  # fmt: skip
 
 
 def _check_overrides(overrides: Sequence[str], written: set[str], seed_varies: bool) -> None:
     varied = {key for one in written for key in _keys(one)} | ({"seed"} if seed_varies else set())
     for key in map(override_key, overrides):
-        if key in varied:
+        if any(_overlap(key, other) for other in varied):
             raise ConfigError(f"{key}: varies from run to run here, so it cannot be set for all of them")
 
 
@@ -161,7 +185,6 @@ def _text(value: Any) -> str:
 
 
 def _check_names(configs: Sequence[Config]) -> None:
-    names = [config.name for config in configs]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(config.name for config in configs).items():
+        if count > 1:
             raise ConfigError(f"grid: two runs would both be named {name}; give each value once")

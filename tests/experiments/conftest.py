@@ -143,7 +143,7 @@ for line in sys.stdin:
     else:
         break
 else:
-    sys.exit()
+    os._exit(0)
 os.chdir(request["directory"])
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 for number, path in enumerate(request["output"], start=1):
