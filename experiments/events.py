@@ -66,7 +66,7 @@ def event_writer(
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Within, a thread that cannot write prints no traceback: TensorBoard's raises the error in the main thread, too."""
+    """Within, a thread that cannot write prints no traceback: TensorBoard raises its error in the main thread, too."""
     outside = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:

@@ -13,6 +13,7 @@ from scripts.plots import style
 from scripts.plots.runs import Replicates
 
 WIDTH = 226  # characters of the footer's font that fit on a page
+NOTE_WIDTH = 170  # characters of the notes' larger one
 
 
 def status_note(names: Iterable[str], groups: Mapping[str, Replicates], where: str = "") -> str:
@@ -81,5 +82,5 @@ def add_footer(page: Page, runs: Sequence[RecordedRun], notes: Sequence[str]) ->
     """Writes the notes and, below them, the provenance at the bottom of the page."""
     footer = textwrap.fill(provenance(runs), WIDTH)
     page.text(0.045, 0.03, footer, fontsize=7.2, color=style.MUTED, va="bottom", linespacing=1.4)
-    note = "\n".join(textwrap.fill(note, WIDTH - 56) for note in notes if note)
+    note = "\n".join(textwrap.fill(note, NOTE_WIDTH) for note in notes if note)
     page.text(0.045, 0.118, note, fontsize=8, fontweight="bold", va="bottom", linespacing=1.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentF
 
 from scripts.plots import style
 from scripts.plots.draw import draw_band, scale_loss
-from scripts.plots.notes import add_footer
+from scripts.plots.notes import NOTE_WIDTH, add_footer
 from scripts.plots.sweep import NUMBERS, Answer, label
 
 WIDE = 30
@@ -26,7 +27,7 @@ def draw_sweep(answer: Answer, xscale: str | None = None, yscale: str | None = N
     name = NUMBERS[question.y]
     heading = title or f"{name.partition(' (')[0]} over {question.x}"
     page.text(0.045, 0.955, heading, fontsize=15, fontweight="bold", va="top")
-    axes = page.add_axes((0.065, 0.235, 0.905, 0.565))
+    axes = page.add_axes((0.065, 0.285, 0.905, 0.52))
     positions = _scale_x(axes, answer, xscale)
     top = _scale_y(axes, answer, yscale)
     axes.set_xlabel(question.x)
@@ -38,7 +39,9 @@ def draw_sweep(answer: Answer, xscale: str | None = None, yscale: str | None = N
         cross = Line2D([], [], color=style.MUTED, marker="x", linestyle="", markeredgewidth=2, label="diverged")
         handles.append(cross)
     page.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.038, 0.905), ncols=len(handles), borderaxespad=0)
-    add_footer(page, answer.runs, [answer.note, _diverged_note(answer)])
+    # Two lines each at the most; the command prints the whole note.
+    notes = (answer.note, _diverged_note(answer))
+    add_footer(page, answer.runs, [textwrap.shorten(note, 2 * NOTE_WIDTH - 20, placeholder=" …") for note in notes])
     return page
 
 
@@ -63,12 +66,12 @@ def _draw_curve(axes: Axes, answer: Answer, index: int, positions: dict[str, flo
     )
     for x, cell in zip(xs, cells, strict=True):
         if cell.diverged:
-            # Beside each other, where several curves diverged at one x.
+            others = [other.hue for other in answer.cells if label(other.x) == label(cell.x) and other.diverged]
             axes.annotate(
                 "×",
                 (x, 1.0),
                 xycoords=("data", "axes fraction"),
-                xytext=(9 * (index - (len(answer.hues) - 1) / 2), -2),
+                xytext=(9 * (others.index(hue) - (len(others) - 1) / 2), -2),  # side by side
                 textcoords="offset points",
                 color=line.color,
                 fontsize=15,

@@ -355,4 +355,4 @@ def test_a_sensible_grid_is_accepted_or_names_a_run_twice(grid, listed):
         assert len(configs) == math.prod(map(len, grid.values())) * len(listed)
         assert len({config.name for config in configs}) == len(configs)
     else:
-        assert "two runs would both be named" in problem or "is given twice" in problem
+        assert "two runs would both be named" in problem or "is varied twice in one grid" in problem
