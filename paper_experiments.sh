@@ -78,14 +78,14 @@ if $download; then ./get_data.sh --data "$data"; fi
 # In the background, as bash would pass on no signal to a command that it waits for.
 "${sweep[@]}" &
 child=$!
-trap 'kill -TERM "$child"' TERM
+trap 'kill -TERM "$child"' TERM HUP
 trap : INT # a terminal sends it to the sweep, too
 while :; do
     status=0
     wait "$child" || status=$?
     kill -0 "$child" 2>/dev/null || break
 done
-trap - TERM INT
+trap - TERM HUP INT
 # 1: some runs failed, and the figures show the others and name what is missing.
 [ "$status" -le 1 ] || exit "$status"
 

@@ -36,5 +36,5 @@ class Interrupted(Exception):
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM, as shells have it."""
+        """130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP, as shells have it."""
         return 128 + self.signal

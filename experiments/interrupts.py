@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM: an exception, or an answer to a question asked where it is safe to stop."""
+"""SIGINT (Ctrl-C), SIGTERM, SIGHUP (a terminal that closed): an exception, or an answer where it is safe to stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from experiments.errors import Interrupted
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = {signal.SIGHUP} if hasattr(signal, "SIGHUP") else set()  # not on Windows
+_SIGNALS = {signal.SIGINT, signal.SIGTERM} | _HANGUP
 _ONE_SIGNAL_SECONDS = 1.0
 
 
@@ -60,7 +61,8 @@ def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[dict[
     if threading.current_thread() is not threading.main_thread():
         yield {}
         return
-    outside = {number: signal.signal(number, handler) for number in _SIGNALS}
+    ignored = {number for number in _HANGUP if signal.getsignal(number) is signal.SIG_IGN}  # by nohup
+    outside = {number: signal.signal(number, handler) for number in _SIGNALS - ignored}
     try:
         yield outside
     finally:

@@ -34,7 +34,7 @@ def rows(folder):
 # --- signals from outside -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_the_state_and_says_how_to_go_on(write_config, start, wait_until, number, code):
     # Epochs of 200 minibatches, so that the signal comes in the middle of one.
     data = {"name": "digits", "train_samples": 400}
