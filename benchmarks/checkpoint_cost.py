@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from experiments.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from experiments.cli import run_command
 from experiments.config import load_config
 from experiments.data import Data, Split
 from experiments.device import device_name, resolve_device, synchronize
@@ -63,7 +64,7 @@ def seconds(action: Callable[[], Any]) -> float:
     return statistics.median(durations)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--folder", type=Path, help="where checkpoints go (default: the temporary folder)")
@@ -84,7 +85,8 @@ def main() -> None:
     if options.json:
         facts = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
         options.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from experiments.atomic import write_atomically
+from experiments.atomic import TEMPORARY, write_atomically
 from experiments.errors import CheckpointError
 
 CHECKPOINT = "checkpoint.pt"
@@ -64,4 +64,6 @@ def refuse_checkpoint(folder: Path, reason: str) -> CheckpointError:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    """With what a kill may have left of the next one."""
+    for name in (CHECKPOINT, CHECKPOINT + TEMPORARY):
+        (folder / name).unlink(missing_ok=True)

@@ -33,6 +33,9 @@ def run_command(command: Callable[[], int]) -> int:
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a path that the system refuses, as too long say
+        print(f"error: {str(error.filename)[:100]!r}: {error.strerror}", file=sys.stderr)
+        return 2
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
         return error.exit_code

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from experiments.errors import ConfigError
-from experiments.yaml_mapping import apply_overrides, read_with_bases, read_yaml
+from experiments.yaml_mapping import apply_overrides, dump_yaml, parse_yaml, read_with_bases, read_yaml
 from proxprop.modes import parse_mode, parse_tau
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=1, le=2**40)]
+Positive = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # in float32
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 #: Keys of `Config` that decide where and how a run is carried out, not what it computes.
@@ -60,7 +59,7 @@ class OptimizerConfig(_Section):
     lr: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e38, allow_inf_nan=False)] = 0.0
 
     @field_validator("momentum")
     @classmethod
@@ -131,12 +130,12 @@ def load_resolved(path: Path) -> Config:
 
 def parse_config(text: str) -> Config:
     """The config whose text `dump_config` gave."""
-    return parse_mapping(yaml.safe_load(text))
+    return parse_mapping(parse_yaml(text))
 
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML, every key written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def differing_keys(one: Config, other: Config) -> list[str]:
@@ -192,7 +191,7 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _describe(error: Any) -> str:
-    where, kind, got = error["loc"], error["type"], _short(error["input"])
+    where, kind, got = error["loc"], error["type"], short(error["input"])
     key = ".".join(str(part) for part in where if where[0] != "model" or part not in _MODEL_TAGS)
     match kind:
         case "extra_forbidden":
@@ -229,6 +228,9 @@ def _allowed_keys(where: tuple[str, ...]) -> str:
     return f"{hint}allowed here: {', '.join(allowed)}"
 
 
-def _short(value: Any, limit: int = 60) -> str:
-    text = repr(value)
+def short(value: Any, limit: int = 60) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints, lists in lists in lists
+        return "a value too long to print"
     return text if len(text) <= limit else text[: limit - 3] + "..."

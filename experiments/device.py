@@ -107,7 +107,7 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise DeviceError(f"device: out of memory on {device}; {advice}") from error
     except RuntimeError as error:
-        # PyTorch has no class of its own for a failed allocation on the CPU.
-        if "DefaultCPUAllocator" not in str(error):
+        # PyTorch has no class of its own for a failed allocation on the CPU, or for a size beyond all numbers.
+        if not any(sign in str(error) for sign in ("DefaultCPUAllocator", "overflow")):
             raise
         raise DeviceError(f"device: out of memory on {device}; {advice}") from error

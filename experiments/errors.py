@@ -6,6 +6,11 @@ import signal
 class ExperimentError(Exception):
     """Base of all known errors; the command lines print its text and exit with code 2."""
 
+    def __str__(self) -> str:
+        # A key or a path may hold anything, line breaks too.
+        text = super().__str__()
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class ConfigError(ExperimentError):
     """A config file, key or value that cannot be used."""
@@ -27,8 +32,11 @@ class CheckpointError(RecordError):
     """A checkpoint that is damaged or belongs to another run."""
 
 
-class Interrupted(Exception):
-    """A signal asked the program to stop; the text says what is kept."""
+class Interrupted(BaseException):
+    """A signal asked the program to stop; the text says what is kept.
+
+    Like `KeyboardInterrupt` no `Exception`, so that nothing takes it for a failure of its own.
+    """
 
     def __init__(self, number: int, text: str = "what was recorded so far is kept") -> None:
         super().__init__(text)

@@ -18,11 +18,11 @@ from experiments.config import Config, differing_keys, dump_config, parse_config
 from experiments.data import Data
 from experiments.device import determinism, memory_errors, seeded
 from experiments.environment import describe_environment
-from experiments.errors import ConfigError, Interrupted
+from experiments.errors import ConfigError, Interrupted, RecordError
 from experiments.events import event_writer
 from experiments.models import build
 from experiments.progress import Progress
-from experiments.record import RunWriter
+from experiments.record import CONFIG, RunWriter, read_config, refuse_finished
 from experiments.train import EpochRecord, Training, evaluate
 
 
@@ -51,6 +51,7 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
 
         run = _Run(config, data, device)
         if not afresh:
+            refuse_finished(folder)  # another process may have finished it before this one had the folder
             run.restore(folder)
         writer.start(config, run.records)
         write_events = stack.enter_context(event_writer(folder, config, run.records))
@@ -60,7 +61,8 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
             if (number := signalled()) is not None:
                 writer.checkpoint(run.state_dict())
                 raise Interrupted(number, f"{config.name}: stopped after {run.position}, its state saved in {folder}; "
-                                          "the same command goes on from there")  # fmt: skip
+                                          f"the same command{' without --overwrite' * afresh} goes on from there"
+                )  # fmt: skip
 
         def on_batch(examples: int) -> None:
             progress.advance(examples)
@@ -123,9 +125,13 @@ class _Run:
 
         Raises:
             CheckpointError: it is damaged, or of another config or other data.
+            RecordError: there is none, but an unfinished run of another config.
         """
         state = load_checkpoint(folder)
         if state is None:
+            if (folder / CONFIG).is_file() and (keys := differing_keys(read_config(folder), self.config)):
+                raise RecordError(f"{folder}: holds an unfinished run of another config (different: "
+                                  f"{', '.join(keys)}); give --overwrite or another --output")  # fmt: skip
             return
         try:
             keys = differing_keys(parse_config(state["config"]), self.config)

@@ -32,8 +32,8 @@ def raised() -> Iterator[None]:
 def deferred() -> Iterator[Callable[[], int | None]]:
     """Within, a signal only becomes the answer of the function that this yields (else None).
 
-    A second signal does not wait: it acts as it would outside. What comes within a second of the first is no second
-    one: a shell and `timeout` may both pass on the same.
+    One that nobody asked for raises `Interrupted` at the end. A second signal does not wait: it acts as it would
+    outside. What comes within a second of the first is no second one: a shell and `timeout` may both pass on the same.
     """
     pending: list[int] = []
     since = 0.0
@@ -53,6 +53,8 @@ def deferred() -> Iterator[Callable[[], int | None]]:
 
     with _handling(handle) as outside:
         yield lambda: pending[0] if pending else None
+    if pending:
+        raise Interrupted(pending[0], "what was under way is finished, and nothing else was begun")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from experiments.config import Config, differing_keys
 from experiments.device import resolve_device
 from experiments.errors import ConfigError, RecordError
 from experiments.events import check_tensorboard
-from experiments.record import read_config, read_summary
+from experiments.record import CONFIG, read_config, read_summary
 from experiments.sweep_file import ConfigFile, load_config_file
 
 
@@ -20,11 +20,11 @@ from experiments.sweep_file import ConfigFile, load_config_file
 class PlannedRun:
     """A config that has passed all checks, and where its run goes.
 
-    `afresh`: whatever the folder holds, it is replaced.
+    `device` is None where another process chooses it; `afresh`: whatever the folder holds, it is replaced.
     """
 
     config: Config
-    device: torch.device
+    device: torch.device | None
     folder: Path
     afresh: bool = False
 
@@ -32,16 +32,19 @@ class PlannedRun:
         """Whether the folder holds a finished run of just this config.
 
         Raises:
-            RecordError: it holds one of another config, or made on another kind of device than the config asks for.
+            RecordError: it holds one of another config, finished or not, or one made on another kind of device than the
+                config asks for.
         """
-        summary = None if self.afresh else read_summary(self.folder)
-        if summary is None:
+        if self.afresh or not (self.folder / CONFIG).is_file():
             return False
+        summary = read_summary(self.folder)
         keys = differing_keys(read_config(self.folder), self.config)
         if keys:
             raise RecordError(f"{self.folder}: holds a run of another config (different: "
                               f"{', '.join(keys)}); give --overwrite or another --output")  # fmt: skip
-        if self.config.device != "auto" and summary["device"] != self.device.type:
+        if summary is None:
+            return False
+        if self.device and self.config.device != "auto" and summary["device"] != self.device.type:
             raise RecordError(f"{self.folder}: holds a run made on {summary['device']}, not on {self.device.type}; "
                               "give --overwrite or another --output")  # fmt: skip
         return True
@@ -67,9 +70,18 @@ def run_folder(output: Path, file: ConfigFile, config: Config) -> Path:
 
 
 def plan(
-    paths: Sequence[Path], overrides: Sequence[str], output: Path, *, seeds: int | None = None, afresh: bool = False
+    paths: Sequence[Path],
+    overrides: Sequence[str],
+    output: Path,
+    *,
+    seeds: int | None = None,
+    afresh: bool = False,
+    elsewhere: bool = False,
 ) -> list[PlannedRun]:
     """The runs of config files, sweep files and folders of both.
+
+    Args:
+        elsewhere: the configs' devices are not those of this process, and are not looked for here.
 
     Raises:
         ConfigError, DeviceError, RecordError: a config, its device, or what its folder already holds.
@@ -86,7 +98,7 @@ def plan(
             if folder in runs:
                 raise ConfigError(f"name: {owners[folder]} and {path} would both write {folder}")
             check_tensorboard(config)
-            runs[folder] = PlannedRun(config, resolve_device(config.device), folder, afresh)
+            runs[folder] = PlannedRun(config, None if elsewhere else resolve_device(config.device), folder, afresh)
             runs[folder].is_done()
             owners[folder] = path
     return list(runs.values())

@@ -58,10 +58,10 @@ class RunWriter:
         """
         self._rows = [COLUMNS, *map(_row, records)]
         with writing(self.folder):
+            self._write(CONFIG, dump_config(config))  # first: where it cannot be written, all else is kept
             (self.folder / SUMMARY).unlink(missing_ok=True)
             if not records:
                 remove_checkpoint(self.folder)
-            self._write(CONFIG, dump_config(config))
             self._write_metrics()
 
     def append(self, record: EpochRecord) -> None:
@@ -125,6 +125,17 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     if not isinstance(summary, dict) or not summary.keys() >= _SUMMARY_KEYS:
         raise RecordError(f"{path}: must be a JSON object with {', '.join(sorted(_SUMMARY_KEYS))}")
     return summary
+
+
+def refuse_finished(folder: Path) -> None:
+    """
+    Raises:
+        RecordError: the folder holds a run that is over.
+    """
+    summary = read_summary(folder)
+    if summary is not None:
+        raise RecordError(f"{folder}: already holds a {summary['status']} run; "
+                          "give --overwrite or another --output")  # fmt: skip
 
 
 def read_config(folder: Path) -> Config:

@@ -71,8 +71,8 @@ def read_run(folder: Path) -> RecordedRun:
     Raises:
         RecordError: a file of the run cannot be read.
     """
+    unfinished = "interrupted" if holder(folder) is None else "running"  # asked first: the run may just end
     summary = read_summary(folder)
-    unfinished = "interrupted" if holder(folder) is None else "running"
     metrics = read_metrics(folder)
     return RecordedRun(
         folder,

@@ -10,11 +10,10 @@ from pathlib import Path
 from experiments.cli import RESULTS, Parser, UsageError, run_command
 from experiments.data import load
 from experiments.device import memory_errors, resolve_device
-from experiments.errors import RecordError
 from experiments.events import check_tensorboard
 from experiments.execute import execute
 from experiments.plan import run_folder
-from experiments.record import read_summary
+from experiments.record import refuse_finished
 from experiments.sweep_file import load_config_file
 
 
@@ -45,10 +44,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.config} stands for {len(file.configs)} runs: use python -m experiments.sweep")
     (config,) = file.configs
     folder = arguments.output or run_folder(RESULTS, file, config)
-    summary = None if arguments.overwrite else read_summary(folder)
-    if summary is not None:
-        raise RecordError(f"{folder}: already holds a {summary['status']} run; "
-                          "give --overwrite or another --output")  # fmt: skip
+    if not arguments.overwrite:
+        refuse_finished(folder)
     check_tensorboard(config)
     device = resolve_device(config.device)
     with memory_errors(device):

@@ -7,6 +7,7 @@ that fails is reported and the others go on.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,7 +67,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     _check_launcher(arguments)
     paths = [Path(text) for text in arguments.arguments if not _is_override(text)]
     overrides = [text for text in arguments.arguments if _is_override(text)]
-    runs = plan(paths, overrides, arguments.output, seeds=arguments.seeds, afresh=arguments.overwrite)
+    elsewhere = arguments.devices is not None or arguments.launcher == "submitit"
+    runs = plan(
+        paths, overrides, arguments.output, seeds=arguments.seeds, afresh=arguments.overwrite, elsewhere=elsewhere
+    )
     if arguments.check:
         return 0
     waiting = []
@@ -100,11 +104,13 @@ def _check_launcher(arguments: argparse.Namespace) -> None:
     if arguments.launcher == "local" and arguments.submitit:
         raise UsageError("--submitit needs --launcher submitit")
     for device in _devices(arguments):
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+            raise UsageError(f"devices: must be cpu, cuda or cuda:N, joined by commas, got {arguments.devices!r}")
         resolve_device(device)
 
 
 def _devices(arguments: argparse.Namespace) -> list[str]:
-    return arguments.devices.split(",") if arguments.devices else []
+    return arguments.devices.split(",") if arguments.devices is not None else []
 
 
 def _launch(runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> Iterator[Outcome]:

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from experiments.config import Config, Count, Seed, parse_mapping
+from experiments.config import Config, Count, Seed, parse_mapping, short
 from experiments.errors import ConfigError
 from experiments.yaml_mapping import Mapping, apply_overrides, override_key, read_with_bases, set_key
 
@@ -61,9 +61,11 @@ def load_config_file(path: Path, overrides: Sequence[str] = (), seeds: int | Non
     grid, listed = mapping.pop("grid", None), mapping.pop("seeds", None)
     chosen = _seeds(listed if seeds is None else seeds)
     points = [{}] if grid is None else list(_points(grid, _MOST_RUNS // max(1, len(chosen))))
-    _check_overrides(overrides, {key for point in points for key in point}, bool(chosen))
+    is_sweep = grid is not None or listed is not None
+    varied = {key for point in points for written in point for key in _keys(written)}
+    _check_overrides(overrides, varied | ({"seed"} if chosen else set()) | ({"name"} if is_sweep else set()))
     mapping = apply_overrides(mapping, overrides)
-    if grid is None and listed is None:
+    if not is_sweep:
         return ConfigFile(path, False, tuple(_with_seeds(parse_mapping(mapping), chosen)))
     labels = _labels(points)
     configs = tuple(
@@ -102,13 +104,14 @@ def _points(grid: Any, most: int) -> Iterator[Point]:
 
 def _check_grid(grid: Any) -> None:
     if not isinstance(grid, dict) or not grid:
-        raise ConfigError(f"grid: must be a mapping of keys to lists of values, or a list of such, got {grid!r}")
+        raise ConfigError(f"grid: must be a mapping of keys to lists of values, or a list of such, got {short(grid)}")
     seen: list[str] = []
     for written, values in grid.items():
         if not isinstance(written, str) or not all(part for key in _keys(written) for part in key.split(".")):
-            raise ConfigError(f"grid: {written!r} is no key; it has the form optimizer.lr, or several joined by commas")
+            raise ConfigError(f"grid: {short(written)} is no key; it has the form optimizer.lr, or several joined by "
+                              "commas")  # fmt: skip
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"grid.{written}: must be a list of at least one value, got {values!r}")
+            raise ConfigError(f"grid.{written}: must be a list of at least one value, got {short(values)}")
         for key in _keys(written):
             if key in ("seed", "name"):
                 raise ConfigError(f"grid.{written}: names come from what varies, and seeds have a key of their own, "
@@ -140,11 +143,10 @@ def _seeds(value: Any) -> list[int]:
         return list(range(_COUNT.validate_python(value))) if seeds is None else seeds
     except ValidationError:
         raise ConfigError(f"seeds: must be how many (at most {_MOST_RUNS}), or a list of seeds (integers from 0 on), "
-                          f"got {value!r}") from None  # fmt: skip
+                          f"got {short(value)}") from None  # fmt: skip
 
 
-def _check_overrides(overrides: Sequence[str], written: set[str], seed_varies: bool) -> None:
-    varied = {key for one in written for key in _keys(one)} | ({"seed"} if seed_varies else set())
+def _check_overrides(overrides: Sequence[str], varied: set[str]) -> None:
     for key in map(override_key, overrides):
         if any(_overlap(key, other) for other in varied):
             raise ConfigError(f"{key}: varies from run to run here, so it cannot be set for all of them")
@@ -180,7 +182,9 @@ def _text(value: Any) -> str:
     """A value as a part of a folder's name."""
     if isinstance(value, list):
         return "x".join(map(_text, value))
-    text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    text = value if isinstance(value, str) else short(value)
+    if value is None or isinstance(value, bool):
+        text = text.lower()
     return re.sub(r"[^A-Za-z0-9._-]", "-", text.replace("e+", "e"))
 
 

@@ -62,7 +62,8 @@ class Training:
         self._order_at_start = self._order.get_state()  # of the current epoch
         # Summed on the device: no synchronisation a step.
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._seconds = 0.0
+        self._seconds = 0.0  # of the current epoch, up to `_since`
+        self._since: float | None = None  # while it is under way
 
     def records(self, on_batch: Callable[[int], object] = lambda n: None) -> Iterator[EpochRecord]:
         """Train, yielding a record before training and after every epoch; a diverged one is the last.
@@ -90,7 +91,7 @@ class Training:
             "begun": self._begun,
             "order": self._order_at_start,
             "loss_sum": self._loss_sum,
-            "seconds": self._seconds,
+            "seconds": self._epoch_seconds(),
             "generators": generator_states(self._device),
         }
 
@@ -111,7 +112,7 @@ class Training:
         """What is left of the current epoch."""
         train = self.data.train
         self.model.train()
-        start = self._clock()
+        self._since = self._clock()
         try:
             self._order.set_state(self._order_at_start)
             permutation = torch.randperm(len(train), generator=self._order).to(self._device)
@@ -119,7 +120,7 @@ class Training:
                 self._step(train.images[rows], train.labels[rows])
                 on_batch(len(rows))
         finally:
-            self._seconds += self._clock() - start
+            self._seconds, self._since = self._epoch_seconds(), None
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -150,6 +151,9 @@ class Training:
             val_accuracy=val_accuracy,
             epoch_seconds=seconds,
         )
+
+    def _epoch_seconds(self) -> float:
+        return self._seconds + (0.0 if self._since is None else self._clock() - self._since)
 
     def _clock(self) -> float:
         synchronize(self._device)

@@ -20,20 +20,36 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
                 problem = f"the key {key.value!r} is given twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which `_Loader` would read as a number."""
+
+
 # YAML 1.1 wants a dot and a signed exponent in a float, so `1e-3` would be a string.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def dump_yaml(mapping: Mapping) -> str:
+    """YAML that `read_yaml` and `parse_yaml` read back as `mapping`, its keys in their order."""
+    return yaml.dump(mapping, Dumper=_Dumper, sort_keys=False)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """What a text of YAML holds."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def read_yaml(path: Path) -> Mapping:
@@ -43,10 +59,10 @@ def read_yaml(path: Path) -> Mapping:
         ConfigError: the file is missing, broken or holds something else than a mapping.
     """
     try:
-        content = yaml.load(path.read_bytes(), Loader=_Loader)
+        content = parse_yaml(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read this config: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{str(path)[:200]}: cannot read this config: {error.strerror}") from error
+    except Exception as error:  # bytes that are no YAML can raise nearly anything inside yaml
         raise ConfigError(f"{path}: {_yaml_problem(error)}") from error
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds a {type(content).__name__}"
@@ -60,11 +76,11 @@ def read_with_bases(path: Path) -> Mapping:
     visited: list[Path] = []
     current: Path | None = path
     while current is not None:
+        if visited and not _is_file(current):
+            raise ConfigError(f"extends: {visited[-1]} extends {str(current)[:200]}, which is not a file")
         if current.resolve() in (one.resolve() for one in visited):
             names = " -> ".join(str(one) for one in [*visited, current])
             raise ConfigError(f"extends: the files extend each other in a circle: {names}")
-        if visited and not current.is_file():
-            raise ConfigError(f"extends: {visited[-1]} extends {current}, which is not a file")
         visited.append(current)
         mapping = read_yaml(current)
         current = _base_of(current, mapping)
@@ -80,9 +96,9 @@ def apply_overrides(mapping: Mapping, overrides: Sequence[str]) -> Mapping:
     for text in overrides:
         key, value = override_key(text), text.partition("=")[2]
         try:
-            parsed = yaml.load(value, Loader=_Loader)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"{key}: cannot read the value {value!r} as YAML") from error
+            parsed = parse_yaml(value)
+        except Exception as error:  # as in a file
+            raise ConfigError(f"{key}: cannot read the value {value[:60]!r} as YAML") from error
         mapping = set_key(mapping, key, parsed)
     return mapping
 
@@ -100,6 +116,13 @@ def set_key(mapping: Mapping, key: str, value: Any) -> Mapping:
     for part in reversed(key.split(".")):
         value = {part: value}
     return _merge(mapping, value)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        return False
 
 
 def _base_of(path: Path, mapping: Mapping) -> Path | None:
@@ -122,6 +145,6 @@ def _merge(base: Mapping, over: Mapping) -> Mapping:
 
 def _yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
+    problem = getattr(error, "problem", None) or str(error) or type(error).__name__
     where = f"line {mark.line + 1}: " if mark is not None else ""
     return f"not valid YAML: {where}{' '.join(problem.split())}"

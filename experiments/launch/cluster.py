@@ -44,9 +44,16 @@ def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters:
     try:
         executor = submitit.AutoExecutor(folder=logs / "%j", cluster=options.pop("cluster", None))
         executor.update_parameters(**options)
-    except (NameError, ValueError, TypeError, RuntimeError) as error:
+    except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise ConfigError(f"--submitit: {' '.join(str(error).split())}") from error
-    yield from watch(runs, lambda run: _Job(run, executor.submit(_Task(run, Path.cwd()))), jobs or len(runs))
+
+    def start(run: PlannedRun) -> _Job:
+        try:
+            return _Job(run, executor.submit(_Task(run, Path.cwd())))
+        except Exception as error:  # whatever the cluster answers: the other runs may still be taken
+            return _Job(run, None, f"cannot be submitted: {' '.join(str(error).split())[:300]}")
+
+    yield from watch(runs, start, jobs or len(runs))
 
 
 @dataclass(frozen=True)
@@ -76,17 +83,21 @@ class _Task:
 
 
 class _Job:
-    def __init__(self, run: PlannedRun, job: Any) -> None:
-        self.run, self._job = run, job
+    def __init__(self, run: PlannedRun, job: Any, refusal: str | None = None) -> None:
+        self.run, self._job, self._refusal = run, job, refusal
 
     def outcome(self) -> Outcome | None:
+        if self._refusal is not None:
+            return Outcome(self.run, True, self._refusal)
         if not self._job.done():
             return None
         try:
             failed, text = self._job.result()
         except Exception as error:  # whatever the job raised, or that it died without a result
-            failed, text = True, f"job {self._job.job_id}: {error} (its log: {self._job.paths.stderr})"
+            reason = " ".join(str(error).split())[-300:]
+            failed, text = True, f"job {self._job.job_id}: {reason} (its log: {self._job.paths.stderr})"
         return Outcome(self.run, failed, text)
 
     def stop(self) -> None:
-        self._job.cancel(check=False)
+        if self._job is not None:
+            self._job.cancel(check=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from experiments.checkpoint import remove_checkpoint
 from experiments.errors import RecordError
 from experiments.plan import PlannedRun
 
@@ -22,6 +23,7 @@ def skipped(run: PlannedRun) -> Outcome | None:
     try:
         if not run.is_done():
             return None
-    except RecordError as error:
+        remove_checkpoint(run.folder)  # which a kill after the last step may have left
+    except (RecordError, OSError) as error:
         return Outcome(run, True, str(error))
     return Outcome(run, False, f"{run.config.name}: skipped, already in {run.folder}")

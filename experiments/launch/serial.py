@@ -31,6 +31,7 @@ def launch(runs: Sequence[PlannedRun]) -> Iterator[Outcome]:
 def _load_all(runs: Sequence[PlannedRun]) -> Loaded:
     loaded: Loaded = {}
     for run in runs:
+        assert run.device is not None
         key = (run.config.data, run.device)
         if key not in loaded:
             with memory_errors(run.device):

@@ -95,8 +95,8 @@ def answer(question: Question, runs: Sequence[RecordedRun]) -> Answer:
         settings = flat(run.config)
         groups.setdefault((settings.get(question.x), settings.get(question.hue or "")), []).append(run)
     cells = [_cell(question, x, hue, members) for (x, hue), members in groups.items()]
-    order = list(dict.fromkeys(cell.hue for cell in sorted(cells, key=lambda cell: _sort_key(cell.hue))))
-    cells.sort(key=lambda cell: (order.index(cell.hue), _sort_key(cell.x)))
+    order = list(dict.fromkeys(cell.hue for cell in sorted(cells, key=lambda cell: sort_key(cell.hue))))
+    cells.sort(key=lambda cell: (order.index(cell.hue), sort_key(cell.x)))
     unfinished = [f"{run.folder.name} ({run.status}, epoch {run.epochs})" for run in chosen if run.summary is None]
     return Answer(question, tuple(cells), f"not over, and left out: {', '.join(unfinished)}" if unfinished else "")
 
@@ -111,6 +111,8 @@ def _cell(question: Question, x: Any, hue: Any, runs: Sequence[RecordedRun]) -> 
     if extra := [key for key in differing if key not in _NO_MATTER]:
         at = f"{question.x}={label(x)}" + (f", {question.hue}={label(hue)}" if question.hue else "")
         raise RecordError(f"runs with {at} also differ in {', '.join(extra)}; choose with --hue or --where")
+    if len({(run.config.seed, run.config.order_seed) for run in runs}) < len(runs):
+        raise RecordError(f"{runs[0].folder} and another run are of one config and one seed: leave one of them out")
     steady = [run for run in runs if run.status != "diverged"]
     return Cell(x, hue, tuple(runs), Stat.of(_number(run, question.y) for run in steady))
 
@@ -139,7 +141,7 @@ def label(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _sort_key(value: Any) -> tuple[bool, float, list[tuple[bool, int, str]]]:
+def sort_key(value: Any) -> tuple[bool, float, list[tuple[bool, int, str]]]:
     """Numbers by size, then text with the numbers in it by size: cg3 before cg10."""
     if isinstance(value, (int, float)):
         return (False, float(value), [])

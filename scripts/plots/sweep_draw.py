@@ -11,10 +11,11 @@ from matplotlib.figure import Figure as Page
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter
 
+from experiments.errors import RecordError
 from scripts.plots import style
 from scripts.plots.draw import draw_band, scale_loss
 from scripts.plots.notes import NOTE_WIDTH, add_footer
-from scripts.plots.sweep import NUMBERS, Answer, label
+from scripts.plots.sweep import NUMBERS, Answer, label, sort_key
 
 WIDE = 30
 """An axis is logarithmic when its largest value is more than this many times its smallest."""
@@ -38,7 +39,9 @@ def draw_sweep(answer: Answer, xscale: str | None = None, yscale: str | None = N
     if any(cell.diverged for cell in answer.cells):
         cross = Line2D([], [], color=style.MUTED, marker="x", linestyle="", markeredgewidth=2, label="diverged")
         handles.append(cross)
-    page.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.038, 0.905), ncols=len(handles), borderaxespad=0)
+    page.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0.038, 0.905), ncols=min(len(handles), 7), borderaxespad=0
+    )
     # Two lines each at the most; the command prints the whole note.
     notes = (answer.note, _diverged_note(answer))
     add_footer(page, answer.runs, [textwrap.shorten(note, 2 * NOTE_WIDTH - 20, placeholder=" …") for note in notes])
@@ -62,7 +65,7 @@ def _draw_curve(axes: Axes, answer: Answer, index: int, positions: dict[str, flo
         markersize=6,
         linestyle=line.linestyle,
         linewidth=style.LINE_WIDTH,
-        label="all runs" if hue is None else label(hue),
+        label="all runs" if answer.question.hue is None else label(hue),
     )
     for x, cell in zip(xs, cells, strict=True):
         if cell.diverged:
@@ -87,15 +90,22 @@ def _draw_curve(axes: Axes, answer: Answer, index: int, positions: dict[str, flo
 
 def _scale_x(axes: Axes, answer: Answer, scale: str | None) -> dict[str, float]:
     """Where each value of x stands: numbers at their value, all else side by side."""
-    values = [cell.x for cell in sorted(answer.cells, key=lambda cell: answer.hues.index(cell.hue))]
+    values = [cell.x for cell in sorted(answer.cells, key=lambda cell: sort_key(cell.x))]
     numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
     if not numeric:
         names = list(dict.fromkeys(map(label, values)))
         axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
         return {name: float(index) for index, name in enumerate(names)}
-    if scale == "log" or (scale is None and min(values) > 0 and max(values) > WIDE * min(values)):
-        axes.set_xscale("log")
+    if scale == "log" and min(values) <= 0:
+        raise RecordError(f"--xscale: log needs positive numbers, but {answer.question.x} is {min(values):g} in a run")
     ticks = sorted(set(values))
+    if scale == "log" or (scale is None and ticks[0] > 0 and ticks[-1] > WIDE * ticks[0]):
+        axes.set_xscale("log")
+        axes.set_xlim(ticks[0] / 1.8, ticks[-1] * 1.8)
+    else:
+        margin = 0.05 * (ticks[-1] - ticks[0]) or 0.5
+        axes.set_xlim(ticks[0] - margin, ticks[-1] + margin)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -113,7 +123,9 @@ def _scale_y(axes: Axes, answer: Answer, scale: str | None) -> float:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     low, high = min(values), max(values)
     if (start := _before_training(answer)) is not None:
-        high = min(max(high, start), 2 * start)
+        high = max(high, start) if low > start else min(max(high, start), 2 * start)
+    if scale == "log" and low <= 0:
+        raise RecordError(f"--yscale: log needs positive numbers, but {name} is {low:g} in a run")
     if scale == "log" or (scale is None and low > 0 and high > 5 * low):
         scale_loss(axes, low / 1.2, 1.2 * high)
         return 1.2 * high
@@ -139,5 +151,5 @@ def _diverged_note(answer: Answer) -> str:
                 label(cell.x) + (f" ({cell.diverged} of {len(cell.runs)})" if len(cell.runs) > 1 else "")
                 for cell in cells
             )
-            parts.append((f"{label(hue)} " if hue is not None else "") + f"at {values}")
+            parts.append((f"{label(hue)} " if answer.question.hue else "") + f"at {values}")
     return f"diverged: {'; '.join(parts)}" if parts else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from scripts.plots.sweep import Answer, Cell, label
+from scripts.plots.sweep import Answer, Cell, label, sort_key
 from scripts.plots.table import cell as formatted
 
 
@@ -28,11 +28,11 @@ def to_csv(answer: Answer) -> str:
 def to_markdown(answer: Answer) -> str:
     """A row for each value of x, a column for each curve."""
     question = answer.question
-    xs = list(dict.fromkeys(label(cell.x) for cell in answer.cells))
+    xs = list(dict.fromkeys(label(cell.x) for cell in sorted(answer.cells, key=lambda cell: sort_key(cell.x))))
     cells = {(label(cell.x), cell.hue): cell for cell in answer.cells}
-    headings = [question.y if hue is None else label(hue) for hue in answer.hues]
+    headings = [label(hue) if question.hue else question.y for hue in answer.hues]
     lines = [f"| {question.x} | {' | '.join(headings)} |", "|---:|" + "---:|" * len(headings)]
-    for x in sorted(xs, key=lambda x: xs.index(x)):
+    for x in xs:
         lines.append(f"| {x} | " + " | ".join(_text(cells.get((x, hue)), question.y) for hue in answer.hues) + " |")
     return "\n".join(lines) + "\n"
 

@@ -58,8 +58,8 @@ def cell(value: float | Stat, form: str) -> str:
     text = format(stat.mean, form)
     if math.isnan(stat.std):
         return text
-    if abs(stat.mean) < 1e-3:
-        exponent = math.floor(math.log10(abs(stat.mean) or 1))
+    if "e" in text or 0 < abs(stat.mean) < 1e-3:
+        exponent = math.floor(math.log10(abs(stat.mean)))
         return f"({stat.mean / 10**exponent:.2f} ± {stat.std / 10**exponent:.2f})e{exponent}"
     number, percent = text.rstrip("%"), "%" * text.endswith("%")
     decimals = len(number.partition(".")[2])

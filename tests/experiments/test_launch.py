@@ -176,9 +176,9 @@ def test_a_cluster_that_takes_no_job_says_so_in_one_line(write_config, tmp_path,
     monkeypatch.setenv("PYTHONPATH", "")
     write_config()
     arguments = ["configs", "--launcher", "submitit", "--submitit", "cluster=slurm"]
-    assert main([*arguments, "--submitit", "slurm_partition=nope"]) == 2
+    assert main([*arguments, "--submitit", "slurm_partition=nope"]) == 1
     lines = capfd.readouterr().err.splitlines()
-    assert lines[-1] == "error: --submitit: sbatch: error: invalid partition: nope"
+    assert lines[-1] == "error: tiny: cannot be submitted: sbatch: error: invalid partition: nope"
     assert set(lines[:-1]) <= {"sbatch: error: invalid partition: nope"}  # which submitit passes on
 
 

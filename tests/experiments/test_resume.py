@@ -20,7 +20,8 @@ from experiments.config import load_config
 from experiments.data import load
 from experiments.device import seeded
 from experiments.environment import describe_environment
-from experiments.errors import CheckpointError
+from experiments.errors import CheckpointError, RecordError
+from experiments.execute import execute
 from experiments.models import build
 from experiments.record import RunWriter, read_metrics, read_summary
 from experiments.run import main
@@ -152,6 +153,45 @@ def test_no_more_epochs_are_lost_than_between_two_checkpoints(write_config, star
     assert_same_run(parts, whole)
     assert_tidy(parts)
     assert rows(parts)[: 6 + 2] == kept
+
+
+def test_seconds_before_a_stop_in_the_midst_of_an_epoch_count(write_config):
+    config = load_config(write_config(epochs=1))
+    training = Training(build(config), load(config.data, CPU), config)
+    states = []
+
+    def on_batch(_):
+        time.sleep(0.05)
+        states.append(training.state_dict())
+
+    (*_, record) = training.records(on_batch)
+    assert [state["seconds"] >= 0.05 * (1 + index) for index, state in enumerate(states)] == [True] * BATCHES
+    assert record.epoch_seconds >= states[-1]["seconds"]
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_kept(write_config):
+    """The folder was free when it was looked at, and held a finished run when it was locked."""
+    path = write_config()
+    assert main([str(path)]) == 0
+    before = (TINY / "summary.json").read_bytes()
+    config = load_config(path)
+    with pytest.raises(RecordError, match="already holds a finished run; give --overwrite"):
+        execute(config, load(config.data, CPU), CPU, TINY)
+    assert (TINY / "summary.json").read_bytes() == before
+
+
+def test_an_unfinished_run_of_another_config_is_kept(write_config, capsys, run_until):
+    path = str(write_config(epochs=4, checkpoint_every=4))
+    assert main([path]) == 0
+    (TINY / "summary.json").unlink()  # as a kill before the first checkpoint leaves it
+    before = (TINY / "metrics.csv").read_bytes()
+    capsys.readouterr()
+    for command in ([path], ["configs"]):
+        entry = run if command == [path] else sweep
+        assert entry.main([*command, "optimizer.lr=0.5"]) == 2
+        line = one_line_error(capsys)
+        assert "run of another config (different: optimizer.lr); give --overwrite or another --output" in line
+    assert (TINY / "metrics.csv").read_bytes() == before
 
 
 def test_what_a_kill_left_half_written_is_removed(write_config):
@@ -494,7 +534,7 @@ def test_an_operation_without_a_deterministic_algorithm_is_one_line(write_config
     assert main([path]) == 2
     assert one_line_error(capsys).startswith("deterministic: cannot be true here: put_")
     assert not torch.are_deterministic_algorithms_enabled()
-    assert main([path, "deterministic=false"]) == 0
+    assert main([path, "deterministic=false", "--overwrite"]) == 0
 
 
 def start_and_batches(config):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep
+from experiments import interrupts, sweep
 from experiments.checkpoint import CHECKPOINT, load_checkpoint
+from experiments.errors import Interrupted
 from experiments.lock import holder
 from experiments.record import read_summary
 from experiments.run import main
@@ -240,3 +241,10 @@ def test_a_serial_sweep_is_stopped_in_the_run_it_is_in(write_config, run_until, 
     assert sorted(path.name for path in Path("results/configs").iterdir()) == ["a", "b"]
     assert sweep.main(["configs"]) == 0
     assert sum(read_summary(path)["status"] == "finished" for path in Path("results/configs").iterdir()) == 3
+
+
+def test_a_signal_that_nobody_asked_for_is_told_at_the_end():
+    """As one that comes in the last evaluation: the run is finished, and no other is begun."""
+    with pytest.raises(Interrupted, match="what was under way is finished") as caught, interrupts.deferred():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.exit_code == 143

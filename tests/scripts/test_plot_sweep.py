@@ -111,6 +111,41 @@ def test_the_drawing_breaks_a_curve_where_all_diverged_and_marks_it(tmp_path: Pa
     assert any("diverged: gradient at 50" in text.get_text() for text in pages[0].texts)
 
 
+def drawn_axes(results: Path):
+    found = answer(Question(X, HUE, "train_loss"), [read_run(folder) for folder in find_runs(results)])
+    return sweep_draw.draw_sweep(found).axes[0]
+
+
+def test_diverged_runs_at_the_ends_are_within_the_axis(tmp_path: Path) -> None:
+    axes = drawn_axes(write_sweep(tmp_path / "runs", diverges=lambda mode, tau, seed: tau != 0.5))
+    left, right = axes.get_xlim()
+    assert left < 0.005
+    assert right > 50
+
+
+def test_losses_far_above_the_start_are_drawn_upright(tmp_path: Path) -> None:
+    for tau in TAUS:
+        settings = {"proxprop": {"optimization_mode": "gradient", "tau_prox": tau}}
+        write_run(tmp_path / "runs" / f"{tau}", decay=-0.9, epochs=6, settings=settings)
+    bottom, top = drawn_axes(tmp_path / "runs").get_ylim()
+    assert bottom < last_loss(tmp_path / "runs" / "0.5") < top
+
+
+def test_logarithms_of_what_is_not_positive_are_refused(tmp_path: Path, capsys) -> None:
+    for lr in (0.0, 1.0):
+        settings = {"optimizer": {"name": "sgd", "lr": 1.0, "momentum": lr / 2}}
+        write_run(tmp_path / "runs" / f"{lr}", settings=settings)
+    line = error_of(capsys, tmp_path / "runs", "--x", "optimizer.momentum", "--xscale", "log")
+    assert "--xscale: log needs positive numbers, but optimizer.momentum is 0 in a run" in line
+
+
+def test_one_run_twice_is_no_second_seed(tmp_path: Path, capsys) -> None:
+    results = write_sweep(tmp_path / "runs", modes=["gradient"])
+    settings = {"proxprop": {"optimization_mode": "gradient", "tau_prox": 0.5}}
+    write_run(results / "copy", settings=settings)
+    assert "are of one config and one seed: leave one of them out" in error_of(capsys, results)
+
+
 @pytest.mark.parametrize("number", ["test_accuracy", "best_val_accuracy", "test_loss", "seconds_per_epoch", "val_loss"])
 def test_other_numbers_and_file_formats(tmp_path: Path, number: str) -> None:
     results = write_sweep(tmp_path / "runs")
