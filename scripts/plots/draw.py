@@ -117,7 +117,8 @@ def loss_limits(panel: Panel, drawn: Sequence[Drawn], x_end: float) -> tuple[flo
 
     So a diverging curve leaves at the top rather than flatten the others.
     """
-    losses = np.concatenate([points(item.group.runs, panel.x, panel.y, x_end).ys for item in drawn])
+    shown = [points(item.group.runs, panel.x, panel.y, x_end) for item in drawn]
+    losses = np.concatenate([one.ys - np.nan_to_num(one.std) * side for one in shown for side in (-1, 1)])  # the bands
     losses = losses[losses > 0]
     if not losses.size:
         return 0.1, 10.0

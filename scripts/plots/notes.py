@@ -29,6 +29,12 @@ def status_note(names: Iterable[str], groups: Mapping[str, Replicates], where: s
     return " · ".join(f"{status}{where}: {', '.join(members)}" for status, members in notes.items() if members)
 
 
+def band_note(seeds: Iterable[int]) -> str:
+    """What a band is, given how many seeds each curve or point has; nothing where there is no band."""
+    several = sorted({count for count in seeds if count > 1})
+    return f"bands: one standard deviation over {' or '.join(map(str, several))} seeds" if several else ""
+
+
 def distinct(values: Iterable[Any]) -> str:
     """The different values, in order of first appearance: '0, 1'."""
     return ", ".join(dict.fromkeys(str(value) for value in values))

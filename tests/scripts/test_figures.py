@@ -10,7 +10,7 @@ from experiments.errors import RecordError
 from experiments.recorded import read_run
 from scripts.plots.draw import Drawn, loss_limits, x_ends, x_unit
 from scripts.plots.figures import FIGURE_2, FIGURE_3, FIGURES, LOSS_BY_EPOCH, LOSS_BY_TIME
-from scripts.plots.notes import describe_data, provenance, short_commit, status_note
+from scripts.plots.notes import band_note, describe_data, provenance, short_commit, status_note
 from scripts.plots.runs import Replicates, Stat, load_runs, points
 from scripts.plots.table import cell, make_table, to_markdown
 
@@ -168,6 +168,18 @@ def test_provenance_lists_what_differs(tmp_path: Path) -> None:
     assert "epochs run: 4 (ProxProp), 9 (BackProp)" in text
     assert "date: 2026-05-04 to 2026-06-01" in text
     assert text.count("Example GPU (cuda)") == 1
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [
+        ([1, 1], ""),
+        ([1, 3, 3], "bands: one standard deviation over 3 seeds"),
+        ([3, 2], "bands: one standard deviation over 2 or 3 seeds"),
+    ],
+)
+def test_a_band_is_explained(seeds: list[int], text: str) -> None:
+    assert band_note(seeds) == text
 
 
 def test_provenance_of_digits_claims_no_copy() -> None:
