@@ -19,7 +19,7 @@ from experiments.recorded import RecordedRun
 from scripts.plots import style
 from scripts.plots.draw import Drawn, draw_figure
 from scripts.plots.figures import FIGURES, Figure
-from scripts.plots.notes import add_footer, band_note, status_note
+from scripts.plots.notes import add_footer, band_note, joined, status_note
 from scripts.plots.output import to_pdf, write
 from scripts.plots.runs import Replicates, load_runs
 from scripts.plots.table import draw_table, make_table, to_markdown
@@ -34,8 +34,9 @@ def recorded(groups: Iterable[Replicates]) -> list[RecordedRun]:
 def own_page(figure: Figure, runs: Runs) -> Page:
     drawn = [Drawn(curve, runs[curve.run]) for curve in figure.curves if curve.run in runs]
     page = draw_figure(figure, figure.title, drawn)
-    note = status_note([curve.run for curve in figure.curves], runs)
-    add_footer(page, recorded(item.group for item in drawn), [band_note(len(item.group.runs) for item in drawn), note])
+    bands = band_note(len(item.group.runs) for item in drawn)
+    note = joined(bands, status_note([curve.run for curve in figure.curves], runs))
+    add_footer(page, recorded(item.group for item in drawn), [note])
     return page
 
 
@@ -53,8 +54,8 @@ def published_page(figure: Figure, runs: Runs, published: Runs) -> Page:
     ]
     page = draw_figure(figure, f"{figure.title}, with the published solver", drawn)
     names = [curve.run for curve in compared]
-    notes = [band_note(len(item.group.runs) for item in drawn)]
-    notes += [status_note(names, runs), status_note(names, published, " (published solver)")]
+    bands = band_note(len(item.group.runs) for item in drawn)
+    notes = [joined(bands, status_note(names, runs)), status_note(names, published, " (published solver)")]
     add_footer(page, recorded(item.group for item in drawn), notes)
     return page
 

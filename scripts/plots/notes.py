@@ -35,6 +35,11 @@ def band_note(seeds: Iterable[int]) -> str:
     return f"bands: one standard deviation over {' or '.join(map(str, several))} seeds" if several else ""
 
 
+def joined(*notes: str) -> str:
+    """Notes in one line, since a page has room for few."""
+    return " · ".join(filter(None, notes))
+
+
 def distinct(values: Iterable[Any]) -> str:
     """The different values, in order of first appearance: '0, 1'."""
     return ", ".join(dict.fromkeys(str(value) for value in values))

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentF
 from experiments.errors import RecordError
 from scripts.plots import style
 from scripts.plots.draw import draw_band, scale_loss
-from scripts.plots.notes import NOTE_WIDTH, add_footer, band_note
+from scripts.plots.notes import NOTE_WIDTH, add_footer, band_note, joined
 from scripts.plots.sweep import NUMBERS, Answer, label, sort_key
 
 WIDE = 30
@@ -43,7 +43,7 @@ def draw_sweep(answer: Answer, xscale: str | None = None, yscale: str | None = N
         handles=handles, loc="upper left", bbox_to_anchor=(0.038, 0.905), ncols=min(len(handles), 7), borderaxespad=0
     )
     # Two lines each at the most; the command prints the whole note.
-    notes = (band_note(len(cell.runs) for cell in answer.cells), answer.note, _diverged_note(answer))
+    notes = (answer.note, joined(band_note(len(cell.runs) for cell in answer.cells), _diverged_note(answer)))
     add_footer(page, answer.runs, [textwrap.shorten(note, 2 * NOTE_WIDTH - 20, placeholder=" …") for note in notes])
     return page
 
