@@ -13,7 +13,6 @@ from experiments.errors import CheckpointError
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = 1
-_AFRESH = "remove it or give --overwrite to start afresh"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -52,15 +51,15 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can raise nearly anything
         reason = " ".join(str(error).partition(". ")[0].split())[:100] or type(error).__name__
-        raise CheckpointError(f"{path}: cut short or damaged ({reason}); {_AFRESH}") from None
+        raise refuse_checkpoint(folder, f"cut short or damaged ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of this version of the project; {_AFRESH}")
+        raise refuse_checkpoint(folder, "not a checkpoint of this version of the project")
     return state
 
 
 def refuse_checkpoint(folder: Path, reason: str) -> CheckpointError:
     """The error for a checkpoint that does not fit; `reason` follows its path."""
-    return CheckpointError(f"{folder / CHECKPOINT}: {reason}; {_AFRESH}")
+    return CheckpointError(f"{folder / CHECKPOINT}: {reason}; remove it or give --overwrite to start afresh")
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -26,6 +27,11 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def import_path() -> str:
+    """PYTHONPATH for interpreters that are to find this code, wherever they start."""
+    return os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @functools.cache  # as it was for the first run: later changes to the tree are not in this process

@@ -7,6 +7,7 @@ that fails is reported and the others go on.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -73,14 +74,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     )
     if arguments.check:
         return 0
-    waiting = []
-    for run in runs:
-        if (outcome := skipped(run)) is not None:
-            print(outcome.text, flush=True)
-        else:
-            waiting.append(run)
+    already = {run.folder: skipped(run) for run in runs}
+    waiting = [run for run in runs if already[run.folder] is None]
     failed = set()
-    for outcome in _launch(waiting, arguments):
+    for outcome in itertools.chain(filter(None, already.values()), _launch(waiting, arguments)):
         if outcome.failed:
             failed.add(outcome.run.folder)
             print(f"error: {outcome.run.config.name}: {outcome.text}", file=sys.stderr, flush=True)

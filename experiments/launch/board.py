@@ -16,7 +16,6 @@ class Board:
     """Bars over epochs, read from what the runs record; silent when stderr is no terminal."""
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
-        self._runs = runs
         self._epochs: dict[Path, int] = {}
         total = sum(run.config.epochs for run in runs)
         self._all = tqdm(total=total, desc=f"{len(runs)} runs", unit="epoch", disable=None, leave=False)

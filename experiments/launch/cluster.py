@@ -10,20 +10,19 @@ from typing import Any
 
 from experiments.data import load
 from experiments.device import memory_errors, resolve_device
+from experiments.environment import import_path
 from experiments.errors import ConfigError, ExperimentError, Interrupted
 from experiments.execute import execute
 from experiments.launch.outcome import Outcome
 from experiments.launch.watch import watch
 from experiments.plan import PlannedRun
 
-_ROOT = Path(__file__).resolve().parents[2]
-
 
 def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters: dict[str, Any]) -> Iterator[Outcome]:
     """Each run as a job, up to `jobs` at a time (None: all at once).
 
-    A job that the cluster preempts or that reaches its time limit is queued again by submitit, and goes on from its
-    checkpoint.
+    A job that gets submitit's warning signal, before a time limit or when preempted, is queued again and goes on from
+    its checkpoint.
 
     Args:
         logs: a folder on a file system that the jobs share.
@@ -40,7 +39,7 @@ def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters:
         raise ConfigError("--launcher submitit needs a package that is not installed: pip install submitit") from error
     options = dict(parameters)
     # The jobs' interpreters inherit it; they may start in another folder.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = import_path()
     try:
         executor = submitit.AutoExecutor(folder=logs / "%j", cluster=options.pop("cluster", None))
         executor.update_parameters(**options)

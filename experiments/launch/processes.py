@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 from experiments.config import dump_config
+from experiments.environment import import_path
 from experiments.launch.outcome import Outcome
 from experiments.launch.watch import watch
 from experiments.plan import PlannedRun
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(runs: Sequence[PlannedRun], jobs: int, devices: Sequence[str] = ()) -> Iterator[Outcome]:
@@ -31,7 +30,7 @@ def launch(runs: Sequence[PlannedRun], jobs: int, devices: Sequence[str] = ()) -
         Interrupted: by SIGINT or SIGTERM, once all runs have saved their states.
     """
     environment = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), **os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = import_path()
     with tempfile.TemporaryDirectory() as scratch:
         free = [devices[index % len(devices)] for index in range(jobs)] if devices else [None] * jobs
 
