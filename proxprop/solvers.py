@@ -7,11 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from proxprop.cost import cost_model
 from proxprop.design import Parameters
 from proxprop.systems import System, Vector, dot
-
-COLUMNS_AT_ONCE = 1024
-"""Columns of a system are independent; so many at a time bound the memory of the residuals that are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +48,22 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
     Returns:
         D, shaped like the layer's parameters.
     """
-    separable = system.separable and not rules.one_step_length and not rules.stop_below
-    chunks = torch.split(system.residual, COLUMNS_AT_ONCE, dim=1) if separable else [system.residual]
-    solutions = [_iterate(system, chunk, iterations, rules) for chunk in chunks]
-    return system.parameters(torch.cat(solutions, dim=1))
+    residual = system.residual
+    if not system.separable or rules.one_step_length or rules.stop_below:
+        return system.parameters(_iterate(system, residual, iterations, rules))
+    solution = torch.empty_like(residual, memory_format=torch.contiguous_format)
+    size = _columns_at_once(residual, iterations)
+    for part, columns in zip(torch.split(residual, size, 1), torch.split(solution, size, 1), strict=True):
+        columns.copy_(_iterate(system, part, iterations, rules))
+    return system.parameters(solution)
+
+
+def _columns_at_once(residual: Tensor, iterations: int) -> int:
+    """How many columns of ``residual`` to work on together, so that their former residuals fit the working set."""
+    groups, outputs, n = residual.shape
+    bytes_each = groups * n * residual.element_size() * 2 * max(1, iterations - 1)
+    chunks = -(-outputs * bytes_each // cost_model(residual.device).working_set)
+    return -(-outputs // chunks)
 
 
 def _iterate(system: System, residual: Tensor, iterations: int, rules: CGRules) -> Tensor:
@@ -66,37 +76,63 @@ def _iterate(system: System, residual: Tensor, iterations: int, rules: CGRules) 
     scale = residual.abs().amax(axes, keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny)
     damping = rules.damping / scale / scale  # in two steps: the square could underflow
 
-    p = r = system.vector((residual / scale).contiguous())
+    p = r = system.vector(residual.clone(memory_format=torch.contiguous_format).div_(scale))
     initial = norm = total(dot(r.value, r.dual))
     negligible = torch.finfo(norm.dtype).eps ** 2 * initial
-    kept: list[tuple[Vector, Tensor]] = []
-    solution = torch.zeros_like(r.value)
+    former = _Residuals(r.value, iterations - 1) if rules.orthogonal else None
+    solution = torch.zeros((), dtype=residual.dtype, device=residual.device)
     for step in range(1, iterations + 1):
         image = system.image(p)
-        curvature = total(system.gram_form(p, image)) + system.beta * total(dot(p.value, p.dual))
-        alpha = _divide(norm, curvature + damping)
+        alpha = _divide(norm, total(system.curvature(p, image)) + damping)
         solution = torch.addcmul(solution, alpha, p.value)
         if step == iterations:
             break
-        value = r.value - alpha * (system.gram_times(image) + system.beta * p.value)
-        if rules.orthogonal:
-            kept.append((r, norm))
-            for other, squared in kept:
-                projection = _divide(dot(value, other.dual), squared)
-                value = torch.addcmul(value, projection, other.value, value=-1)
+        value = torch.addcmul(r.value, alpha, system.product(p, image), value=-1)
+        if former:
+            former.append(r, norm)
+            value = former.orthogonalised(value)
         r = system.vector(value)
         previous, norm = norm, total(dot(r.value, r.dual))
         # A zero norm makes every further step length zero. NaN compares false and so stays NaN.
-        norm = torch.where(norm <= negligible, 0, norm)
+        norm = norm.masked_fill(norm <= negligible, 0)
         if rules.stop_below:
             squared_norms = norm * scale * scale
             stopped = squared_norms.amax() < rules.stop_below**2 * (initial * scale * scale).mean()
-            norm = torch.where(stopped, 0, norm)
+            norm = norm.masked_fill(stopped, 0)
         ratio = _divide(norm, previous + damping)
         p = r.plus(ratio, p if rules.conjugate or step > 1 else r)
     return solution * scale
 
 
+class _Residuals:
+    """Residuals of earlier iterations, to which a new one is made orthogonal.
+
+    One sweep of classical Gram-Schmidt does: what it takes away is rounding, so that what it leaves is of second order.
+    """
+
+    def __init__(self, like: Tensor, capacity: int) -> None:
+        groups, outputs, n = like.shape
+        self._values = like.new_empty(groups, outputs, capacity, n)
+        self._duals = like.new_empty(groups, outputs, capacity, n)
+        self._squared_norms = like.new_empty(groups, outputs, capacity)
+        self._count = 0
+
+    def append(self, r: Vector, squared_norm: Tensor) -> None:
+        self._values[:, :, self._count] = r.value
+        self._duals[:, :, self._count] = r.dual
+        self._squared_norms[:, :, self._count] = squared_norm[..., 0]
+        self._count += 1
+
+    def orthogonalised(self, value: Tensor) -> Tensor:
+        values, duals = self._values[:, :, : self._count], self._duals[:, :, : self._count]
+        products = (duals * value[:, :, None]).sum(-1)  # [g, o, count]
+        projections = _divide(products, self._squared_norms[:, :, : self._count])
+        rest = torch.baddbmm(
+            value.flatten(0, 1)[:, None], projections.flatten(0, 1)[:, None], values.flatten(0, 1), alpha=-1
+        )
+        return rest.reshape(value.shape)
+
+
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator; where the denominator is zero, so is the numerator, and zero is returned."""
-    return numerator / torch.where(denominator == 0, 1, denominator)
+    return numerator / denominator.masked_fill(denominator == 0, 1)

@@ -1,10 +1,11 @@
-"""One linear system, (AᵀA + βI) D = AᵀG, in three equal forms.
+"""One linear system, (AᵀA + βI) D = AᵀG, in four equal forms.
 
 Each form chooses where vectors live and how AᵀA acts there; solvers do not know in which one they work. With n the
 length of a column (an output unit or channel), vectors are ``[g, o, n]``:
 
 * ``Primal``: n = d, v stands for itself. For few columns of A: convolutions, small layers.
 * ``Dual``: n = m, v stands for Aᵀv. For few rows of A: wide fully connected layers.
+* ``Spectral``: n = m, v stands for AᵀUv, with U the eigenvectors of AAᵀ. The same for many iterations.
 * ``MatrixFree``: n = d, v stands for itself. For few iterations, or a Gram matrix that is too large.
 """
 
@@ -27,8 +28,8 @@ class Vector(NamedTuple):
 
     def plus(self, factor: Tensor, other: Vector) -> Vector:
         """``self + factor · other``, without a product."""
-        value = self.value + factor * other.value
-        return Vector(value, value if self.dual is self.value else self.dual + factor * other.dual)
+        value = torch.addcmul(self.value, factor, other.value)
+        return Vector(value, value if self.dual is self.value else torch.addcmul(self.dual, factor, other.dual))
 
 
 def dot(u: Tensor, v: Tensor) -> Tensor:
@@ -41,9 +42,12 @@ class System(abc.ABC):
 
     separable: ClassVar[bool] = True
     """Whether ``vector``, ``image`` and the rest accept some of the columns, too."""
-    beta: float
     residual: Tensor
     """The right-hand side in this form: the residual of D = 0, ``[g, o, n]``."""
+
+    def __init__(self, design: Design, beta: float) -> None:
+        self.design = design
+        self.beta = min(beta, torch.finfo(design.dtype).max)
 
     def vector(self, value: Tensor) -> Vector:
         """``value`` with its dual."""
@@ -51,22 +55,41 @@ class System(abc.ABC):
 
     @abc.abstractmethod
     def image(self, p: Vector) -> Tensor:
-        """The product with A or its Gram matrix that the next two methods need."""
+        """The product with A or with AᵀA + βI that the next two methods need."""
 
     @abc.abstractmethod
-    def gram_form(self, p: Vector, image: Tensor) -> Tensor:
-        """⟨P, AᵀA P⟩ of every column, ``[g, o, 1]``."""
+    def curvature(self, p: Vector, image: Tensor) -> Tensor:
+        """⟨P, (AᵀA + βI) P⟩ of every column, ``[g, o, 1]``."""
 
     @abc.abstractmethod
-    def gram_times(self, image: Tensor) -> Tensor:
-        """AᵀA P as a vector of this form."""
+    def product(self, p: Vector, image: Tensor) -> Tensor:
+        """(AᵀA + βI) P as a value of this form."""
 
     @abc.abstractmethod
     def parameters(self, value: Tensor) -> Parameters:
         """What ``value`` stands for, shaped like the layer's parameters."""
 
 
-class DirectSystem(System):
+class GramSystem(System):
+    """A form whose vectors know their product with AᵀA."""
+
+    design: MatrixDesign
+
+    @abc.abstractmethod
+    def gram_times(self, p: Vector) -> Tensor:
+        """AᵀA P as a value of this form."""
+
+    def image(self, p: Vector) -> Tensor:
+        return torch.add(self.gram_times(p), p.value, alpha=self.beta)
+
+    def curvature(self, p: Vector, image: Tensor) -> Tensor:
+        return dot(p.dual, image)
+
+    def product(self, p: Vector, image: Tensor) -> Tensor:
+        return image
+
+
+class DirectSystem(GramSystem):
     """A form whose matrix can be formed, and factorised."""
 
     def solve(self) -> Parameters:
@@ -79,7 +102,7 @@ class DirectSystem(System):
         matrix = self._matrix()
         shift = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-        factor, info = torch.linalg.cholesky_ex(matrix + self.beta * shift)
+        factor, info = torch.linalg.cholesky_ex(torch.add(matrix, shift, alpha=self.beta))
         factor = torch.where((info == 0)[:, None, None], factor, (trace + self.beta).sqrt() * shift)
         return self.parameters(self._solution(factor))
 
@@ -96,18 +119,12 @@ class Primal(DirectSystem):
     """d×d: everything runs in the accumulation precision, which is cheap where d is small."""
 
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
-        self.design, self.beta = design, beta
+        super().__init__(design, beta)
         self.gram = design.gram()  # [g, d, d]
         self.residual = design.right_hand_side(gradient).to(self.gram.dtype)  # [g, o, d]
 
-    def image(self, p: Vector) -> Tensor:
+    def gram_times(self, p: Vector) -> Tensor:
         return p.value @ self.gram
-
-    def gram_form(self, p: Vector, image: Tensor) -> Tensor:
-        return dot(p.value, image)
-
-    def gram_times(self, image: Tensor) -> Tensor:
-        return image
 
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.unstack(value)
@@ -126,7 +143,7 @@ class Dual(DirectSystem):
     """
 
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
-        self.design, self.beta = design, beta
+        super().__init__(design, beta)
         self.residual = design.to_rows(gradient)  # [g, o, m]
         self._kernel: Tensor | None = None
 
@@ -135,14 +152,8 @@ class Dual(DirectSystem):
             self._kernel = self.design.kernel(self.residual.dtype)
         return Vector(value, value @ self._kernel)
 
-    def image(self, p: Vector) -> Tensor:
+    def gram_times(self, p: Vector) -> Tensor:
         return p.dual
-
-    def gram_form(self, p: Vector, image: Tensor) -> Tensor:
-        return dot(image, image)
-
-    def gram_times(self, image: Tensor) -> Tensor:
-        return image
 
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.adjoint(self.design.from_rows(value))
@@ -154,23 +165,51 @@ class Dual(DirectSystem):
         return self.residual @ torch.cholesky_inverse(factor).to(self.residual.dtype)
 
 
+class Spectral(GramSystem):
+    """The dual form in the basis of AAᵀ's eigenvectors, U: iterations are element by element.
+
+    The eigendecomposition (in the accumulation precision) costs about as much as a few products with AAᵀ.
+    """
+
+    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
+        super().__init__(design, beta)
+        output = design.to_rows(gradient)
+        kernel = design.kernel(output.dtype).to(accumulation_dtype(output))
+        # Input that is not finite must give directions that are not, without an exception.
+        finite = kernel.isfinite().all()
+        eigenvalues, vectors = torch.linalg.eigh(torch.where(finite, kernel, 0.0))
+        eigenvalues = torch.where(finite, eigenvalues.clamp(min=0), torch.nan)  # less than 0 by rounding alone
+        self._eigenvalues = eigenvalues[:, None].to(output.dtype)  # [g, 1, m]
+        self._vectors = vectors.to(output.dtype)  # [g, m, m]
+        self.residual = output @ self._vectors  # [g, o, m]
+
+    def vector(self, value: Tensor) -> Vector:
+        return Vector(value, value * self._eigenvalues)
+
+    def gram_times(self, p: Vector) -> Tensor:
+        return p.dual
+
+    def parameters(self, value: Tensor) -> Parameters:
+        return self.design.adjoint(self.design.from_rows(value @ self._vectors.mT))
+
+
 class MatrixFree(System):
     """No Gram matrix: one product with A and one with Aᵀ an iteration."""
 
     separable = False
 
     def __init__(self, design: Design, gradient: Tensor, beta: float) -> None:
-        self.design, self.beta = design, beta
+        super().__init__(design, beta)
         self.residual = design.right_hand_side(gradient).to(design.dtype)  # [g, o, d]
 
     def image(self, p: Vector) -> Tensor:
         return self.design.apply(self.design.unstack(p.value))
 
-    def gram_form(self, p: Vector, image: Tensor) -> Tensor:
-        return self.design.squared_norms(image)
+    def curvature(self, p: Vector, image: Tensor) -> Tensor:
+        return self.design.squared_norms(image) + self.beta * dot(p.value, p.dual)
 
-    def gram_times(self, image: Tensor) -> Tensor:
-        return self.design.right_hand_side(image).to(image.dtype)
+    def product(self, p: Vector, image: Tensor) -> Tensor:
+        return torch.add(self.design.right_hand_side(image).to(image.dtype), p.value, alpha=self.beta)
 
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.unstack(value)

@@ -29,7 +29,7 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def symmetric_product(matrix: Tensor, blocks: int = 4) -> Tensor:
+def symmetric_product(matrix: Tensor, blocks: int = 5) -> Tensor:
     """``matrix @ matrix.mT`` for ``[m, n]``, computing little more than half of it."""
     m = matrix.shape[0]
     size = -(-m // blocks)

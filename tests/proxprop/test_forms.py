@@ -1,0 +1,87 @@
+"""Every form of the system against the dense oracle, whichever one the cost model would choose."""
+
+import dataclasses
+
+import oracle
+import pytest
+import torch
+from test_directions import LAYERS, expected, prepared
+
+from proxprop.cost import COSTS, iterative_system
+from proxprop.solvers import CGRules, conjugate_gradients
+from proxprop.systems import Dual, MatrixFree, Primal, Spectral
+
+ITERATIVE = (Primal, Dual, Spectral, MatrixFree)
+TAU = 0.7
+
+
+def named(parameters):
+    return {name: d for name, d in zip(("weight", "bias"), parameters, strict=True) if d is not None}
+
+
+def design_of(layer, x):
+    _, make_design, _, _ = layer._linearised(x)
+    return make_design(x)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+@pytest.mark.parametrize("form", ITERATIVE)
+@pytest.mark.parametrize("name", ["wide", "tall", "no bias", "one row", "conv2d", "conv2d groups", "conv1d strided"])
+def test_conjugate_gradients_in_every_form(name, form, iterations):
+    layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
+    system = form(design_of(layer, x), gradient, 1 / TAU)
+    actual = named(conjugate_gradients(system, iterations, CGRules()))
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, f"prox_cg{iterations}", TAU)) < 1e-9
+
+
+@pytest.mark.parametrize("form", [Primal, Dual])
+@pytest.mark.parametrize("name", ["wide", "tall", "conv2d", "conv2d groups"])
+def test_factorisations_in_both_forms(name, form):
+    layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
+    actual = named(form(design_of(layer, x), gradient, 1 / TAU).solve())
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, "prox_exact", TAU)) < 1e-9
+
+
+@pytest.mark.parametrize("form", ITERATIVE)
+def test_published_rules_in_every_form(form):
+    layer, x, gradient = prepared(*LAYERS["wide"], "gradient", 0.05)
+    rules = CGRules(orthogonal=False, conjugate=False, damping=1e-6, stop_below=1e-2)
+    actual = named(conjugate_gradients(form(design_of(layer, x), gradient, 1 / 0.05), 4, rules))
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, "published_cg4", 0.05)) < 1e-6
+
+
+@pytest.mark.parametrize("form", ITERATIVE)
+def test_inputs_that_are_not_finite_give_directions_that_are_not(form):
+    layer, x, gradient = prepared(*LAYERS["wide"], "gradient", TAU)
+    x[1, 2] = torch.nan
+    weight, _ = conjugate_gradients(form(design_of(layer, x), gradient, 1 / TAU), 3, CGRules())
+    assert not torch.isfinite(weight).any()
+
+
+@pytest.mark.parametrize("form", ITERATIVE)
+def test_equal_and_empty_rows_in_every_form(form):
+    layer, x, gradient = prepared(*LAYERS["wide"], "gradient", TAU)
+    x[1], x[2] = x[0], 0
+    actual = named(conjugate_gradients(form(design_of(layer, x), gradient, 1 / TAU), 3, CGRules()))
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, "prox_cg3", TAU)) < 1e-9
+
+
+def test_few_columns_at_a_time_give_the_same_direction(monkeypatch):
+    layer, x, gradient = prepared(*LAYERS["wide"], "gradient", TAU)
+    monkeypatch.setitem(COSTS, "cpu", dataclasses.replace(COSTS["cpu"], working_set=1))
+    actual = named(conjugate_gradients(Dual(design_of(layer, x), gradient, 1 / TAU), 4, CGRules()))
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, "prox_cg4", TAU)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("costs", "form"),
+    [
+        ({"eigen": 0.0}, Spectral),
+        ({"eigen": float("inf")}, Dual),
+        ({"eigen": float("inf"), "matrix_free": 0.0}, MatrixFree),
+    ],
+)
+def test_the_user_can_steer_the_choice(monkeypatch, costs, form):
+    layer, x, gradient = prepared(*LAYERS["wide"], "gradient", TAU)
+    monkeypatch.setitem(COSTS, "cpu", dataclasses.replace(COSTS["cpu"], **costs))
+    assert type(iterative_system(design_of(layer, x), gradient, 1 / TAU, 10)) is form
