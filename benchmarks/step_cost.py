@@ -1,6 +1,7 @@
 """What an implicit step costs: forward + backward of the paper's networks, over the same networks with plain layers.
 
-    python benchmarks/step_cost.py [--device D] [--model mlp|convnet] [--modes M ...] [--json FILE]
+    python benchmarks/step_cost.py [--device D] [--model mlp|convnet] [--modes M ...] [--compile HOW]
+                                   [--json FILE]
 
 Plain and ProxProp networks take turns within one process, so that a machine's moods hit both; a ratio is the median
 over rounds of (ProxProp time / plain time of the same round). How to read the table: README.md beside this file.
@@ -26,6 +27,7 @@ if __package__ in (None, ""):  # run as a script
 from benchmarks.memory import peak_allocation
 from benchmarks.networks import BATCH, NETWORKS, floor
 from experiments.cli import Parser, UsageError, run_command
+from experiments.compilation import check_compile, compile_errors, loss_function
 from experiments.device import device_name, resolve_device
 from proxprop import ProxPropConv2d, ProxPropLinear
 from proxprop.modes import parse_mode
@@ -35,22 +37,26 @@ TAU = {"mlp": 0.05, "convnet": 1.0}  # as in the paper
 
 
 class Step:
-    """Forward + backward of a network on one batch; ``mode`` None means plain layers."""
+    """Forward + backward of a network on one batch; ``mode`` None means plain layers.
 
-    def __init__(self, model: str, mode: str | None, device: torch.device) -> None:
+    ``how`` is the training's ``compile`` key.
+    """
+
+    def __init__(self, model: str, mode: str | None, device: torch.device, how: str = "none") -> None:
         torch.manual_seed(0)
         layers: tuple[Callable[..., nn.Module], Callable[..., nn.Module]] = (nn.Linear, nn.Conv2d)
         if mode is not None:
             settings = {"tau_prox": TAU[model], "optimization_mode": mode}
             layers = (functools.partial(ProxPropLinear, **settings), functools.partial(ProxPropConv2d, **settings))
         self.network = NETWORKS[model](*layers).to(device)
+        self._loss_of = loss_function(self.network, how)
         # Images have long-range structure, noise has none: smooth noise is nearer to the real spectrum.
         smooth = nn.functional.interpolate(torch.rand(BATCH, 3, 8, 8), size=32, mode="bilinear")
         self.images, self.labels = smooth.to(device), torch.randint(10, (BATCH,)).to(device)
 
     def __call__(self) -> None:
         self.network.zero_grad()
-        nn.functional.cross_entropy(self.network(self.images), self.labels).backward()
+        self._loss_of(self.images, self.labels).backward()
 
     def peak_memory(self, device: torch.device) -> float:
         """Bytes held at the fullest moment of a step, parameters and images included."""
@@ -73,10 +79,10 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def measure(model: str, mode: str, device: torch.device, seconds: float) -> dict[str, float | str]:
+def measure(model: str, mode: str, device: torch.device, how: str, seconds: float) -> dict[str, float | str]:
     """Time ``mode`` against plain layers in turns, for about ``seconds`` and seven rounds at the least."""
-    plain, proximal = Step(model, None, device), Step(model, mode, device)
-    for run in (plain, proximal, plain, proximal):
+    plain, proximal = Step(model, None, device, how), Step(model, mode, device, how)
+    for run in (plain, proximal) * 4:  # libraries are loaded, and what is compiled or captured is so now
         timed(run, device)
     rounds: list[tuple[float, float]] = []
     until = time.perf_counter() + seconds
@@ -125,17 +131,25 @@ def benchmark() -> int:
     parser.add_argument(
         "--seconds", type=seconds_number, default=10.0, help="how long to measure each mode (default 10)"
     )
+    parser.add_argument(
+        "--compile", choices=["none", "default", "cudagraph"], default="none", help="both networks (default none)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     arguments = parser.parse_args()
     if arguments.json and not arguments.json.parent.is_dir():
         raise UsageError(f"--json: there is no folder {arguments.json.parent}")
     device = resolve_device(arguments.device)
-    print(f"{device_name(device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, batch {BATCH}")
+    check_compile(arguments.compile, device)
+    print(
+        f"{device_name(device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, batch {BATCH}, "
+        f"compile {arguments.compile}"
+    )
     print(f"{'model':8} {'mode':11} {'ratio':>6} {'quartiles':>12} {'floor':>6} {'memory':>7} {'plain':>9}")
     rows = []
     for model in [arguments.model] if arguments.model else sorted(NETWORKS, reverse=True):
         for mode in arguments.modes:
-            row = measure(model, mode, device, arguments.seconds)
+            with compile_errors(arguments.compile):
+                row = measure(model, mode, device, arguments.compile, arguments.seconds)
             rows.append(row)
             print(
                 f"{model:8} {mode:11} {row['ratio']:6.2f} {row['low']:6.2f}-{row['high']:.2f} "
@@ -144,7 +158,8 @@ def benchmark() -> int:
             )
     if arguments.json:
         header = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps(header | {"batch": BATCH, "rows": rows}, indent=1) + "\n")
+        header |= {"batch": BATCH, "compile": arguments.compile, "rows": rows}
+        arguments.json.write_text(json.dumps(header, indent=1) + "\n")
     return 0
 
 

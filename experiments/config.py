@@ -18,7 +18,7 @@ Positive = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # in flo
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 #: Keys of `Config` that decide where and how a run is carried out, not what it computes.
-_EXECUTION = ("device", "checkpoint_every", "tensorboard")
+_EXECUTION = ("device", "compile", "checkpoint_every", "tensorboard")
 
 
 class _Section(BaseModel):
@@ -110,6 +110,7 @@ class Config(_Section):
     order_seed: Seed | None = None
     deterministic: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
+    compile: Literal["none", "default", "cudagraph"] = "none"
     checkpoint_every: Count = 1
     tensorboard: bool = False
 

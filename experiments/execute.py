@@ -14,6 +14,7 @@ import torch
 
 from experiments import interrupts
 from experiments.checkpoint import load_checkpoint, refuse_checkpoint
+from experiments.compilation import compile_errors
 from experiments.config import Config, differing_keys, dump_config, parse_config
 from experiments.data import Data
 from experiments.device import determinism, memory_errors, seeded
@@ -37,13 +38,14 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
         One line that says how the run ended.
 
     Raises:
-        DeviceError: out of memory, or no deterministic algorithm.
+        DeviceError: out of memory, no deterministic algorithm, or nothing to compile with.
         RecordError: the folder cannot be written or is in use (known before training starts).
         CheckpointError: the checkpoint there is damaged, or of another config or other data.
         Interrupted: by SIGINT or SIGTERM, after the step they came in; the state is saved.
     """
     with ExitStack() as stack:
         stack.enter_context(memory_errors(device))
+        stack.enter_context(compile_errors(config.compile))
         stack.enter_context(determinism(config.deterministic))
         stack.enter_context(seeded(config.seed, device))
         writer = stack.enter_context(RunWriter(folder))

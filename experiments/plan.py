@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.compilation import check_compile
 from experiments.config import Config, differing_keys
 from experiments.device import resolve_device
 from experiments.errors import ConfigError, RecordError
@@ -98,7 +99,10 @@ def plan(
             if folder in runs:
                 raise ConfigError(f"name: {owners[folder]} and {path} would both write {folder}")
             check_tensorboard(config)
-            runs[folder] = PlannedRun(config, None if elsewhere else resolve_device(config.device), folder, afresh)
+            device = None if elsewhere else resolve_device(config.device)
+            if device:
+                check_compile(config.compile, device)
+            runs[folder] = PlannedRun(config, device, folder, afresh)
             runs[folder].is_done()
             owners[folder] = path
     return list(runs.values())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.cli import RESULTS, Parser, UsageError, run_command
+from experiments.compilation import check_compile
 from experiments.data import load
 from experiments.device import memory_errors, resolve_device
 from experiments.events import check_tensorboard
@@ -48,6 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
         refuse_finished(folder)
     check_tensorboard(config)
     device = resolve_device(config.device)
+    check_compile(config.compile, device)
     with memory_errors(device):
         data = load(config.data, device)
     print(execute(config, data, device, folder, afresh=arguments.overwrite))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.compilation import loss_function
 from experiments.config import Config, OptimizerConfig
 from experiments.data import Data, Split
 from experiments.device import generator_states, set_generator_states, synchronize
@@ -55,6 +56,7 @@ class Training:
     def __init__(self, model: nn.Module, data: Data, config: Config) -> None:
         self.model, self.data, self.config = model, data, config
         self.optimizer = make_optimizer(model, config.optimizer)
+        self._loss_of = loss_function(model, config.compile)
         self.epoch, self.batch = 0, 0
         self._begun = False  # whether there is a record of the start
         # Its own generator, on the CPU: the order of the examples is the same on every device.
@@ -124,7 +126,7 @@ class Training:
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(images), labels)
+        loss = self._loss_of(images, labels)
         loss.backward()
         self.optimizer.step()
         self._loss_sum += loss.detach() * len(labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -63,10 +64,16 @@ class ProximalStep(torch.autograd.Function):
 @once_differentiable
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors
-    with torch.autocast(gradient.device.type, enabled=False):
+    with _no_autocast(gradient.device.type):
         design = ctx.make_design(*inputs)
         # An empty batch has no system to solve.
         mode = ctx.settings.mode if gradient.numel() else Gradient()
         directions = mode.direction(design, gradient.to(design.dtype), ctx.settings.tau)
         directions = [d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)]
     return gradient, None, None, None, *(None for _ in inputs), *directions
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.compilation import check_compile
 from experiments.data import load
 from experiments.device import memory_errors, resolve_device
 from experiments.environment import import_path
@@ -68,6 +69,7 @@ class _Task:
         config = self.run.config
         try:
             device = resolve_device(config.device)  # the job's machine may have other devices
+            check_compile(config.compile, device)
             with memory_errors(device):
                 data = load(config.data, device)
             return False, execute(config, data, device, self.run.folder, afresh=self.run.afresh)
