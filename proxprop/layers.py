@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from proxprop.design import ConvDesign, ConvGeometry, Design, LinearDesign
+from proxprop.design import ConvDesign, ConvGeometry, Design, LinearDesign, SharedProducts
 from proxprop.function import ProximalStep, Settings
 from proxprop.modes import parse_mode, parse_tau
 
@@ -128,7 +128,12 @@ class LinearLayer(ProxPropLayer):
         layer = cast(nn.Linear, self)
         weight, bias = layer.weight, layer.bias  # read once: a parametrization may be random
         output = nn.functional.linear(input, weight.detach(), _detached(bias))
-        make_design = functools.partial(LinearDesign, weight_shape=weight.shape, trained=_trained(weight, bias))
+        make_design = functools.partial(
+            LinearDesign,
+            weight_shape=weight.shape,
+            trained=_trained(weight, bias),
+            shared=SharedProducts.of(input),
+        )
         return output, make_design, (input,), (weight, bias)
 
 
@@ -147,7 +152,9 @@ class ConvLayer(ProxPropLayer):
             pad=tuple(layer._reversed_padding_repeated_twice),
             pad_mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
-        make_design = functools.partial(ConvDesign, geometry=geometry, trained=_trained(weight, bias))
+        make_design = functools.partial(
+            ConvDesign, geometry=geometry, trained=_trained(weight, bias), shared=SharedProducts.of(input)
+        )
         return output, make_design, (input,), (weight, bias)
 
 

@@ -4,6 +4,7 @@ from proxprop.design.autograd import AutogradDesign
 from proxprop.design.base import Design, MatrixDesign, Parameters, accumulation_dtype, working_dtype
 from proxprop.design.conv import ConvDesign, ConvGeometry
 from proxprop.design.linear import LinearDesign
+from proxprop.design.shared import SharedProducts
 
 __all__ = [
     "AutogradDesign",
@@ -13,6 +14,7 @@ __all__ = [
     "LinearDesign",
     "MatrixDesign",
     "Parameters",
+    "SharedProducts",
     "accumulation_dtype",
     "working_dtype",
 ]

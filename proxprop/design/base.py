@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
+
+from proxprop.design.shared import SharedProducts
 
 Parameters = tuple[Tensor | None, ...]
 """One tensor for each parameter of the layer, in the layer's order and shapes; None where it is frozen."""
@@ -93,11 +96,19 @@ class MatrixDesign(Design):
     input: Tensor
     """The input as the products take it, ``[N, ...]``; each of its N elements is m/N rows of A."""
 
-    def __init__(self, input: Tensor, weight_shape: Sequence[int], groups: int, trained: Sequence[bool]) -> None:
+    def __init__(
+        self,
+        input: Tensor,
+        weight_shape: Sequence[int],
+        groups: int,
+        trained: Sequence[bool],
+        shared: SharedProducts | None,
+    ) -> None:
         self.device, self.dtype = input.device, working_dtype(input)
         self.weight_shape = tuple(weight_shape)
         self.train_weight, self.train_bias = trained
         self.groups = groups
+        self._shared = shared
         self.outputs = self.weight_shape[0] // groups
         self.weight_columns = torch.Size(self.weight_shape[1:]).numel() if self.train_weight else 0
         self.columns = self.weight_columns + int(self.train_bias)
@@ -107,13 +118,28 @@ class MatrixDesign(Design):
     def gram_cost(self) -> float:
         """Multiply-adds that ``gram`` needs."""
 
-    @abc.abstractmethod
     def gram(self) -> Tensor:
         """AᵀA in the accumulation precision, ``[g, d, d]``."""
+        return self._once(("gram",), self._gram)
 
-    @abc.abstractmethod
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """AAᵀ in precision ``dtype``, ``[g, m, m]``."""
+        return self._once(("kernel", dtype), functools.partial(self._kernel, dtype))
+
+    def _once(self, name: tuple[Hashable, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """A product, computed once for all layers with this input that read it in the same way."""
+        return compute() if self._shared is None else self._shared.get((*name, *self._reading), compute)
+
+    @property
+    @abc.abstractmethod
+    def _reading(self) -> tuple[Hashable, ...]:
+        """What else than the input decides A, and the precision of its products."""
+
+    @abc.abstractmethod
+    def _gram(self) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _kernel(self, dtype: torch.dtype) -> Tensor: ...
 
     @abc.abstractmethod
     def to_rows(self, output: Tensor) -> Tensor:

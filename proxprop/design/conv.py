@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype
 from proxprop.design.patch_gram import PatchGram, output_positions, patch_sums, patches
+from proxprop.design.shared import SharedProducts
 
 PATCH_ELEMENTS = 2**26
 """How many elements of patches are held at a time (256 MiB in float32)."""
@@ -51,10 +52,17 @@ class ConvDesign(MatrixDesign):
         input: The layer's input, ``[N, C, *spatial]`` or unbatched ``[C, *spatial]``.
         geometry: How the convolution reads it.
         trained: Whether the weight and whether the bias is trained.
+        shared: What layers with the same input have computed of it.
     """
 
-    def __init__(self, input: Tensor, geometry: ConvGeometry, trained: Sequence[bool]) -> None:
-        super().__init__(input, geometry.weight_shape, geometry.groups, trained)
+    def __init__(
+        self,
+        input: Tensor,
+        geometry: ConvGeometry,
+        trained: Sequence[bool],
+        shared: SharedProducts | None = None,
+    ) -> None:
+        super().__init__(input, geometry.weight_shape, geometry.groups, trained, shared)
         spatial = len(geometry.kernel_size)
         batched = (input if input.dim() == spatial + 2 else input[None]).to(self.dtype)
         if geometry.zero_padding is None:
@@ -135,25 +143,36 @@ class ConvDesign(MatrixDesign):
     def gram_cost(self) -> float:
         return self._patch_gram().cost if self.train_weight else 0.0
 
+    @property
+    def _precise(self) -> bool:
+        """Whether the Gram matrix is made of float64 products: where they cost less than the layer's back-propagation.
+
+        That is so for few channels, and first layers need it: raw pixels have the worst condition.
+        """
+        return 2 * self.gram_cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
+
     def _patch_gram(self) -> PatchGram:
         return PatchGram(self._padded_shape, *self._taps, self.geometry.groups)
 
-    def gram(self) -> Tensor:
+    @property
+    def _reading(self) -> tuple[Hashable, ...]:
+        one_output = (1, *self.geometry.weight_shape[1:])
+        geometry = dataclasses.replace(self.geometry, weight_shape=one_output)
+        return self.train_weight, self.train_bias, geometry, self._precise
+
+    def _gram(self) -> Tensor:
         dtype = accumulation_dtype(self.input)
         count = torch.full((self.groups, 1, 1), self.rows, dtype=dtype, device=self.device)
         if not self.train_weight:
             return count
-        # Float64 products where they cost less than the layer's own back-propagation. That is so for few channels,
-        # and first layers need it: raw pixels have the worst condition.
-        patch_gram, image = self._patch_gram(), self._padded()
-        precise = 2 * patch_gram.cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
-        weights = patch_gram(image.to(dtype) if precise else image)  # [g, d, d]
+        image = self._padded()
+        weights = self._patch_gram()(image.to(dtype) if self._precise else image)  # [g, d, d]
         if not self.train_bias:
             return weights
         sums = patch_sums(image, *self._taps).reshape(self.groups, self.weight_columns, 1)
         return torch.cat([torch.cat([weights, sums], -1), torch.cat([sums.mT, count], -1)], -2)
 
-    def kernel(self, dtype: torch.dtype) -> Tensor:
+    def _kernel(self, dtype: torch.dtype) -> Tensor:
         matrix = self._patches(self._padded()).to(dtype)
         return matrix @ matrix.mT
 

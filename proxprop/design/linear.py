@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype, symmetric_product
+from proxprop.design.shared import SharedProducts
 
 
 class LinearDesign(MatrixDesign):
@@ -17,10 +18,17 @@ class LinearDesign(MatrixDesign):
         input: The layer's input, ``[*, in]``.
         weight_shape: ``(out, in)``.
         trained: Whether the weight and whether the bias is trained.
+        shared: What layers with the same input have computed of it.
     """
 
-    def __init__(self, input: Tensor, weight_shape: Sequence[int], trained: Sequence[bool]) -> None:
-        super().__init__(input, weight_shape, groups=1, trained=trained)
+    def __init__(
+        self,
+        input: Tensor,
+        weight_shape: Sequence[int],
+        trained: Sequence[bool],
+        shared: SharedProducts | None = None,
+    ) -> None:
+        super().__init__(input, weight_shape, groups=1, trained=trained, shared=shared)
         self.input = input.reshape(-1, input.shape[-1]).to(self.dtype)  # [m, in]
         self.rows = self.input.shape[0]
 
@@ -51,14 +59,18 @@ class LinearDesign(MatrixDesign):
     def gram_cost(self) -> float:
         return self.rows * self.columns**2  # symmetric, but in float64
 
-    def gram(self) -> Tensor:
+    @property
+    def _reading(self) -> tuple[Hashable, ...]:
+        return self.train_weight, self.train_bias
+
+    def _gram(self) -> Tensor:
         input = self.input.to(accumulation_dtype(self.input))
         parts = [input] if self.train_weight else []
         if self.train_bias:
             parts.append(input.new_ones(self.rows, 1))
         return symmetric_product(torch.cat(parts, dim=-1).T)[None]
 
-    def kernel(self, dtype: torch.dtype) -> Tensor:
+    def _kernel(self, dtype: torch.dtype) -> Tensor:
         shape = (self.rows, self.rows)
         products = (
             symmetric_product(self.input.to(dtype)) if self.train_weight else self.input.new_zeros(shape, dtype=dtype)

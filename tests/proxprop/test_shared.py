@@ -1,0 +1,108 @@
+"""Layers with the same input compute its Gram matrix once."""
+
+import copy
+import gc
+import weakref
+
+import oracle
+import pytest
+import torch
+from test_directions import expected
+from torch import nn
+
+from proxprop import ProxPropConv2d, ProxPropLinear
+from proxprop.design import ConvDesign, LinearDesign
+
+CASES = {
+    "dual": (LinearDesign, "_kernel", (4, 11), lambda o: ProxPropLinear(11, o)),
+    "primal": (LinearDesign, "_gram", (30, 3), lambda o: ProxPropLinear(3, o)),
+    "convolution": (ConvDesign, "_gram", (4, 2, 8, 8), lambda o: ProxPropConv2d(2, o, 3)),
+}
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """How often a design computes a product."""
+
+    def counting(design, name):
+        calls, compute = [], getattr(design, name)
+        monkeypatch.setattr(design, name, lambda self, *dtype: (calls.append(dtype), compute(self, *dtype))[1])
+        return calls
+
+    return counting
+
+
+def three_layers(case, mode):
+    torch.manual_seed(0)
+    design, product, shape, make = CASES[case]
+    layers = nn.ModuleList(make(outputs) for outputs in (3, 6, 4)).double()
+    for layer in layers:
+        layer.optimization_mode = mode
+    return design, product, layers, torch.randn(shape, dtype=torch.float64)
+
+
+def check_directions(layers, x, mode):
+    """The sum of all outputs' squares was differentiated."""
+    for layer in layers:
+        gradient = 2 * layer(x).detach()
+        actual = {name: p.grad for name, p in layer.named_parameters()}
+        assert oracle.relative_error(actual, expected(layer, [x], gradient, mode, 1.0)) < 1e-9
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2"])
+@pytest.mark.parametrize("case", CASES)
+def test_one_product_for_all_layers_of_one_input(case, mode, count):
+    design, product, layers, x = three_layers(case, mode)
+    calls = count(design, product)
+    sum(layer(x).square().sum() for layer in layers).backward()
+    assert len(calls) == 1
+    check_directions(layers, x, mode)
+
+
+def test_an_input_that_was_changed_is_another_one(count):
+    design, product, layers, x = three_layers("dual", "prox_exact")
+    calls = count(design, product)
+    before = x.clone()
+    layers[0](x).square().sum().backward()
+    first = layers[:1]
+    x.mul_(2)
+    sum(layer(x).square().sum() for layer in layers[1:]).backward()
+    assert len(calls) == 2
+    check_directions(first, before, "prox_exact")
+    check_directions(layers[1:], x, "prox_exact")
+
+
+def test_layers_that_train_other_parameters_have_products_of_their_own(count):
+    design, product, layers, x = three_layers("dual", "prox_exact")
+    layers[1].bias.requires_grad_(False)
+    calls = count(design, product)
+    sum(layer(x).square().sum() for layer in layers).backward()
+    assert len(calls) == 2
+
+
+def test_a_second_backward_pass_gives_the_same():
+    _, _, layers, x = three_layers("dual", "prox_exact")
+    loss = sum(layer(x).square().sum() for layer in layers)
+    loss.backward(retain_graph=True)
+    once = [copy.deepcopy(p.grad) for p in layers.parameters()]
+    layers.zero_grad()
+    loss.backward()
+    for p, grad in zip(layers.parameters(), once, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-12, atol=0)
+
+
+def test_nothing_is_held_once_the_last_layer_had_it(monkeypatch):
+    design, product, layers, x = three_layers("dual", "prox_exact")
+    held, compute = [], getattr(design, product)
+
+    def remembering(self, *dtype):
+        result = compute(self, *dtype)
+        held.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(design, product, remembering)
+    outputs = [layer(x) for layer in layers]  # which keep the graph alive
+    sum(output.square().sum() for output in outputs).backward()
+    gc.collect()
+    assert [reference() for reference in held] == [None]
+    assert outputs[0].grad_fn is not None
