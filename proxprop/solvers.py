@@ -79,7 +79,7 @@ def _iterate(system: System, residual: Tensor, iterations: int, rules: CGRules) 
     p = r = system.vector(residual.clone(memory_format=torch.contiguous_format).div_(scale))
     initial = norm = total(dot(r.value, r.dual))
     negligible = torch.finfo(norm.dtype).eps ** 2 * initial
-    former = _Residuals(r.value, iterations - 1) if rules.orthogonal else None
+    former: list[tuple[Vector, Tensor]] = []
     solution = torch.zeros((), dtype=residual.dtype, device=residual.device)
     for step in range(1, iterations + 1):
         image = system.image(p)
@@ -88,9 +88,10 @@ def _iterate(system: System, residual: Tensor, iterations: int, rules: CGRules) 
         if step == iterations:
             break
         value = torch.addcmul(r.value, alpha, system.product(p, image), value=-1)
-        if former:
-            former.append(r, norm)
-            value = former.orthogonalised(value)
+        if rules.orthogonal:
+            former.append((r, norm))
+            for other, squared in former:
+                value.addcmul_(_divide(dot(value, other.dual), squared), other.value, value=-1)
         r = system.vector(value)
         previous, norm = norm, total(dot(r.value, r.dual))
         # A zero norm makes every further step length zero. NaN compares false and so stays NaN.
@@ -102,35 +103,6 @@ def _iterate(system: System, residual: Tensor, iterations: int, rules: CGRules) 
         ratio = _divide(norm, previous + damping)
         p = r.plus(ratio, p if rules.conjugate or step > 1 else r)
     return solution * scale
-
-
-class _Residuals:
-    """Residuals of earlier iterations, to which a new one is made orthogonal.
-
-    One sweep of classical Gram-Schmidt does: what it takes away is rounding, so that what it leaves is of second order.
-    """
-
-    def __init__(self, like: Tensor, capacity: int) -> None:
-        groups, outputs, n = like.shape
-        self._values = like.new_empty(groups, outputs, capacity, n)
-        self._duals = like.new_empty(groups, outputs, capacity, n)
-        self._squared_norms = like.new_empty(groups, outputs, capacity)
-        self._count = 0
-
-    def append(self, r: Vector, squared_norm: Tensor) -> None:
-        self._values[:, :, self._count] = r.value
-        self._duals[:, :, self._count] = r.dual
-        self._squared_norms[:, :, self._count] = squared_norm[..., 0]
-        self._count += 1
-
-    def orthogonalised(self, value: Tensor) -> Tensor:
-        values, duals = self._values[:, :, : self._count], self._duals[:, :, : self._count]
-        products = (duals * value[:, :, None]).sum(-1)  # [g, o, count]
-        projections = _divide(products, self._squared_norms[:, :, : self._count])
-        rest = torch.baddbmm(
-            value.flatten(0, 1)[:, None], projections.flatten(0, 1)[:, None], values.flatten(0, 1), alpha=-1
-        )
-        return rest.reshape(value.shape)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
