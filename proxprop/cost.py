@@ -21,8 +21,8 @@ class CostModel:
         matrix_free: In a product with A or Aᵀ by the layer's own kernels (a convolution, say).
         eigen: An eigendecomposition of an m×m matrix in float64, in units of m³; ``math.inf`` where it makes the host
             wait for the device.
-        working_set: How many bytes of former residuals conjugate gradients hold at a time: what stays in the last
-            cache of a CPU, what a GPU has room for.
+        working_set: How many bytes conjugate gradients hold at a time: what stays in the cache of a CPU, what a GPU has
+            room for.
     """
 
     double: float

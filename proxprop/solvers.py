@@ -51,7 +51,7 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
     residual = system.residual
     if not system.separable or rules.one_step_length or rules.stop_below:
         return system.parameters(_iterate(system, residual, iterations, rules))
-    solution = torch.empty_like(residual, memory_format=torch.contiguous_format)
+    solution = torch.empty_like(residual)
     size = _columns_at_once(residual, iterations)
     for part, columns in zip(torch.split(residual, size, 1), torch.split(solution, size, 1), strict=True):
         columns.copy_(_iterate(system, part, iterations, rules))
@@ -59,9 +59,10 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
 
 
 def _columns_at_once(residual: Tensor, iterations: int) -> int:
-    """How many columns of ``residual`` to work on together, so that their former residuals fit the working set."""
+    """How many columns of ``residual`` to work on together, so that all their vectors fit the working set."""
     groups, outputs, n = residual.shape
-    bytes_each = groups * n * residual.element_size() * 2 * max(1, iterations - 1)
+    vectors = 2 * (iterations - 1) + 6  # former residuals with their duals, and what an iteration has at hand
+    bytes_each = vectors * groups * n * residual.element_size()
     chunks = -(-outputs * bytes_each // cost_model(residual.device).working_set)
     return -(-outputs // chunks)
 
@@ -76,7 +77,7 @@ def _iterate(system: System, residual: Tensor, iterations: int, rules: CGRules) 
     scale = residual.abs().amax(axes, keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny)
     damping = rules.damping / scale / scale  # in two steps: the square could underflow
 
-    p = r = system.vector(residual.clone(memory_format=torch.contiguous_format).div_(scale))
+    p = r = system.vector(residual / scale)
     initial = norm = total(dot(r.value, r.dual))
     negligible = torch.finfo(norm.dtype).eps ** 2 * initial
     former: list[tuple[Vector, Tensor]] = []

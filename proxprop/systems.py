@@ -150,7 +150,9 @@ class Dual(DirectSystem):
     def vector(self, value: Tensor) -> Vector:
         if self._kernel is None:
             self._kernel = self.design.kernel(self.residual.dtype)
-        return Vector(value, value @ self._kernel)
+        # In the memory layout of ``value``, as operations on tensors of two layouts are slow.
+        by_output = value.stride(-1) == 1
+        return Vector(value, value @ self._kernel if by_output else (self._kernel @ value.mT).mT)
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.dual
