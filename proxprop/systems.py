@@ -144,15 +144,13 @@ class Dual(DirectSystem):
 
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
         super().__init__(design, beta)
-        self.residual = design.to_rows(gradient)  # [g, o, m]
+        self.residual = design.to_rows(gradient).contiguous()  # [g, o, m], a column after the other
         self._kernel: Tensor | None = None
 
     def vector(self, value: Tensor) -> Vector:
         if self._kernel is None:
             self._kernel = self.design.kernel(self.residual.dtype)
-        # In the memory layout of ``value``, as operations on tensors of two layouts are slow.
-        by_output = value.stride(-1) == 1
-        return Vector(value, value @ self._kernel if by_output else (self._kernel @ value.mT).mT)
+        return Vector(value, value @ self._kernel)
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.dual
