@@ -112,6 +112,8 @@ def training_on(device, write_config, network, mode, how="none"):
 def test_no_step_reads_a_number_back(write_config, network, mode):
     # Tensors of the meta device have shapes and no numbers: whoever asks for one fails, as would branch on one. The
     # library takes the ways there that it takes on a GPU.
+    if (network, mode) == ("convnet", "prox_cg1") and torch.__version__ < (2, 14):
+        pytest.skip("PyTorch before 2.14 has no matrix-free convolution on the meta device")
     training = training_on(torch.device("meta"), write_config, network, mode)
     training._train_epoch(lambda examples: None)
     assert training.batch == 3
