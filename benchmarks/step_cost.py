@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ from benchmarks.memory import peak_allocation
 from benchmarks.networks import BATCH, NETWORKS, floor
 from experiments.cli import Parser, UsageError, run_command
 from experiments.compilation import check_compile, compile_errors, loss_function
+from experiments.config import Compile
 from experiments.device import device_name, resolve_device
 from proxprop import ProxPropConv2d, ProxPropLinear
 from proxprop.modes import parse_mode
@@ -131,9 +133,7 @@ def benchmark() -> int:
     parser.add_argument(
         "--seconds", type=seconds_number, default=10.0, help="how long to measure each mode (default 10)"
     )
-    parser.add_argument(
-        "--compile", choices=["none", "default", "cudagraph"], default="none", help="both networks (default none)"
-    )
+    parser.add_argument("--compile", choices=get_args(Compile), default="none", help="both networks (default none)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     arguments = parser.parse_args()
     if arguments.json and not arguments.json.parent.is_dir():

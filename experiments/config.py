@@ -16,6 +16,7 @@ from proxprop.modes import parse_mode, parse_tau
 Count = Annotated[int, Field(strict=True, ge=1, le=2**40)]
 Positive = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # in float32
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Compile = Literal["none", "default", "cudagraph"]
 
 #: Keys of `Config` that decide where and how a run is carried out, not what it computes.
 _EXECUTION = ("device", "compile", "checkpoint_every", "tensorboard")
@@ -110,7 +111,7 @@ class Config(_Section):
     order_seed: Seed | None = None
     deterministic: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
-    compile: Literal["none", "default", "cudagraph"] = "none"
+    compile: Compile = "none"
     checkpoint_every: Count = 1
     tensorboard: bool = False
 

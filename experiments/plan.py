@@ -70,6 +70,17 @@ def run_folder(output: Path, file: ConfigFile, config: Config) -> Path:
     return output / (path.stem if file.is_sweep else path.parent.name) / config.name
 
 
+def run_device(config: Config) -> torch.device:
+    """Where a run of `config` goes in this process.
+
+    Raises:
+        DeviceError: the device is not there, or lacks what the config asks of it.
+    """
+    device = resolve_device(config.device)
+    check_compile(config.compile, device)
+    return device
+
+
 def plan(
     paths: Sequence[Path],
     overrides: Sequence[str],
@@ -99,10 +110,7 @@ def plan(
             if folder in runs:
                 raise ConfigError(f"name: {owners[folder]} and {path} would both write {folder}")
             check_tensorboard(config)
-            device = None if elsewhere else resolve_device(config.device)
-            if device:
-                check_compile(config.compile, device)
-            runs[folder] = PlannedRun(config, device, folder, afresh)
+            runs[folder] = PlannedRun(config, None if elsewhere else run_device(config), folder, afresh)
             runs[folder].is_done()
             owners[folder] = path
     return list(runs.values())

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.cli import RESULTS, Parser, UsageError, run_command
-from experiments.compilation import check_compile
 from experiments.data import load
-from experiments.device import memory_errors, resolve_device
+from experiments.device import memory_errors
 from experiments.events import check_tensorboard
 from experiments.execute import execute
-from experiments.plan import run_folder
+from experiments.plan import run_device, run_folder
 from experiments.record import refuse_finished
 from experiments.sweep_file import load_config_file
 
@@ -48,8 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.overwrite:
         refuse_finished(folder)
     check_tensorboard(config)
-    device = resolve_device(config.device)
-    check_compile(config.compile, device)
+    device = run_device(config)
     with memory_errors(device):
         data = load(config.data, device)
     print(execute(config, data, device, folder, afresh=arguments.overwrite))

@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.compilation import check_compile
 from experiments.data import load
-from experiments.device import memory_errors, resolve_device
+from experiments.device import memory_errors
 from experiments.environment import import_path
 from experiments.errors import ConfigError, ExperimentError, Interrupted
 from experiments.execute import execute
 from experiments.launch.outcome import Outcome
 from experiments.launch.watch import watch
-from experiments.plan import PlannedRun
+from experiments.plan import PlannedRun, run_device
 
 
 def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters: dict[str, Any]) -> Iterator[Outcome]:
@@ -68,8 +67,7 @@ class _Task:
         os.chdir(self.directory)
         config = self.run.config
         try:
-            device = resolve_device(config.device)  # the job's machine may have other devices
-            check_compile(config.compile, device)
+            device = run_device(config)  # the job's machine may have other devices
             with memory_errors(device):
                 data = load(config.data, device)
             return False, execute(config, data, device, self.run.folder, afresh=self.run.afresh)
