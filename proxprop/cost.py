@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from proxprop.design import Design, MatrixDesign
+from proxprop.design import Design, MatrixDesign, Parameters
 from proxprop.systems import DirectSystem, Dual, MatrixFree, Primal, Spectral, System
 
 
@@ -48,10 +48,15 @@ def direct_system(design: MatrixDesign, gradient: Tensor, beta: float) -> Direct
     return form(design, gradient, beta)
 
 
-def iterative_system(design: Design, gradient: Tensor, beta: float, iterations: int) -> System:
-    """The cheapest form for that many conjugate gradient iterations."""
+def iterative_system(
+    design: Design, gradient: Tensor, beta: float, iterations: int, start: Parameters | None = None
+) -> System:
+    """The cheapest form for that many conjugate gradient iterations; with ``start``, see ``ParameterSystem``."""
     if not isinstance(design, MatrixDesign):
-        return MatrixFree(design, gradient, beta)
+        return MatrixFree(design, gradient, beta, start)
+    if start is not None:
+        in_primal = _primal(design, iterations) <= _matrix_free(design, iterations)
+        return (Primal if in_primal else MatrixFree)(design, gradient, beta, start)
     best: type[Primal] | type[Dual] | type[Spectral] | type[MatrixFree] = Primal
     least = _primal(design, iterations)
     for form, cost in (

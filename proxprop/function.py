@@ -47,8 +47,8 @@ class ProximalStep(torch.autograd.Function):
             output = output.clone()  # older compilers do not know mark_dirty; newer ones fuse the copy away
         else:
             ctx.mark_dirty(output)  # no copy is made, and an in-place activation may follow
-        ctx.save_for_backward(*tensors[:input_count])
-        ctx.settings, ctx.make_design = settings, make_design
+        ctx.save_for_backward(*(tensors if settings.mode.needs_parameters else tensors[:input_count]))
+        ctx.settings, ctx.make_design, ctx.input_count = settings, make_design, input_count
         ctx.dtypes = [None if p is None else p.dtype for p in tensors[input_count:]]
         return output
 
@@ -63,12 +63,16 @@ class ProximalStep(torch.autograd.Function):
 
 @once_differentiable
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
+    inputs, saved = ctx.saved_tensors[: ctx.input_count], ctx.saved_tensors[ctx.input_count :]
+    # An empty batch has no system to solve.
+    mode = ctx.settings.mode if gradient.numel() else Gradient()
+    trained = ctx.needs_input_grad[-len(ctx.dtypes) :]
+    parameters = tuple(p if train else None for p, train in zip(saved, trained, strict=False))  # none are saved, mostly
+    if mode.needs_parameters and not saved:
+        raise RuntimeError(f"optimization_mode became {str(mode)!r} after the forward pass; it must be set before it")
     with _no_autocast(gradient.device.type):
         design = ctx.make_design(*inputs)
-        # An empty batch has no system to solve.
-        mode = ctx.settings.mode if gradient.numel() else Gradient()
-        directions = mode.direction(design, gradient.to(design.dtype), ctx.settings.tau)
+        directions = mode.direction(design, gradient.to(design.dtype), ctx.settings.tau, parameters)
         directions = [d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)]
     return gradient, None, None, None, *(None for _ in inputs), *directions
 

@@ -51,7 +51,8 @@ class ProxPropLayer(nn.Module):
             back-propagation; or ``'published_cgN'``, the solver of the paper's published code.
         **kwargs: As for the base class.
 
-    ``tau_prox`` and ``optimization_mode`` may be changed at any time and take effect at the next backward pass.
+    ``tau_prox`` and ``optimization_mode`` may be changed at any time and take effect at the next backward pass (a
+    ``'published_cgN'`` at the next forward pass: a backward pass that comes before it raises a ``RuntimeError``).
 
     Raises:
         ValueError: for a ``tau_prox`` or ``optimization_mode`` that is not allowed, at construction and at assignment.

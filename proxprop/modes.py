@@ -32,8 +32,12 @@ class Mode(Protocol):
     def needs_matrix(self) -> bool:
         """Whether the structure of A must be known."""
 
-    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
-        """D, shaped like the layer's parameters."""
+    @property
+    def needs_parameters(self) -> bool:
+        """Whether D is computed from the layer's parameters, too."""
+
+    def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
+        """D, shaped like the layer's parameters; ``parameters`` are those, where the mode needs them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +45,12 @@ class Gradient:
     """D = AᵀG: back-propagation."""
 
     needs_matrix = False
+    needs_parameters = False
 
     def __str__(self) -> str:
         return "gradient"
 
-    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
+    def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
         return design.adjoint(gradient)
 
 
@@ -54,11 +59,12 @@ class Exact:
     """D = (AᵀA + I/τ)⁻¹ AᵀG (paper, equation 12)."""
 
     needs_matrix = True
+    needs_parameters = False
 
     def __str__(self) -> str:
         return "prox_exact"
 
-    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
+    def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
         assert isinstance(design, MatrixDesign)
         return direct_system(design, gradient, 1 / tau).solve()
 
@@ -69,26 +75,31 @@ class ConjugateGradient:
 
     iterations: int
     needs_matrix = False
+    needs_parameters = False
 
     def __str__(self) -> str:
         return f"prox_cg{self.iterations}"
 
-    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
+    def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
         system = iterative_system(design, gradient, 1 / tau, self.iterations)
         return conjugate_gradients(system, self.iterations, CGRules())
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedConjugateGradient:
-    """The solver of the authors' published code, whose figures the paper shows (see docs/algorithm.md)."""
+    """The solver of the authors' published code, whose figures the paper shows (see docs/algorithm.md).
+
+    It solves for the new parameters: in float32, D is the difference of two nearly equal tensors.
+    """
 
     iterations: int
     needs_matrix = False
+    needs_parameters = True
 
     def __str__(self) -> str:
         return f"published_cg{self.iterations}"
 
-    def direction(self, design: Design, gradient: Tensor, tau: float) -> Parameters:
+    def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
         rules = CGRules(
             orthogonal=False,
             conjugate=False,
@@ -96,7 +107,7 @@ class PublishedConjugateGradient:
             stop_below=1e-2,
             one_step_length=isinstance(design, ConvDesign),
         )
-        system = iterative_system(design, gradient, 1 / tau, self.iterations)
+        system = iterative_system(design, gradient, 1 / tau, self.iterations, start=parameters)
         return conjugate_gradients(system, self.iterations, rules)
 
 

@@ -115,19 +115,46 @@ class DirectSystem(GramSystem):
         """The solution, given the lower Cholesky factor of ``matrix + βI``."""
 
 
-class Primal(DirectSystem):
+class ParameterSystem(System):
+    """A form whose vectors are parameters.
+
+    With ``start``, the layer's parameters θ, the step is computed as the paper's published code computes it, by solving
+    for the new parameters in the working precision: AᵀG is the difference of (AᵀA + βI) θ and Aᵀ(Aθ − G) + βθ, and D
+    that of θ and the solution. Exactly, nothing is changed by that; in float32 most digits of a small step are.
+    """
+
+    def __init__(self, design: Design, beta: float, start: Parameters | None) -> None:
+        super().__init__(design, beta)
+        self._start = None if start is None else design.stack(start).to(design.dtype)  # [g, o, d]
+
+    def _right_hand_side(self, gradient: Tensor) -> Tensor:
+        """AᵀG."""
+        if self._start is None:
+            return self._adjoint(gradient)
+        output, shift = self.design.apply(self.design.unstack(self._start)), self.beta * self._start
+        return (self._adjoint(output) + shift) - (self._adjoint(output - gradient.reshape(output.shape)) + shift)
+
+    def _adjoint(self, output: Tensor) -> Tensor:
+        if self._start is None:
+            return self.design.right_hand_side(output)
+        return self.design.stack(self.design.adjoint(output))
+
+    def parameters(self, value: Tensor) -> Parameters:
+        if self._start is not None:
+            value = self._start - (self._start - value.to(self._start.dtype))
+        return self.design.unstack(value)
+
+
+class Primal(ParameterSystem, DirectSystem):
     """d×d: everything runs in the accumulation precision, which is cheap where d is small."""
 
-    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
-        super().__init__(design, beta)
+    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
+        super().__init__(design, beta, start)
         self.gram = design.gram()  # [g, d, d]
-        self.residual = design.right_hand_side(gradient).to(self.gram.dtype)  # [g, o, d]
+        self.residual = self._right_hand_side(gradient).to(self.gram.dtype)  # [g, o, d]
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.value @ self.gram
-
-    def parameters(self, value: Tensor) -> Parameters:
-        return self.design.unstack(value)
 
     def _matrix(self) -> Tensor:
         return self.gram
@@ -193,14 +220,14 @@ class Spectral(GramSystem):
         return self.design.adjoint(self.design.from_rows(value @ self._vectors.mT))
 
 
-class MatrixFree(System):
+class MatrixFree(ParameterSystem):
     """No Gram matrix: one product with A and one with Aᵀ an iteration."""
 
     separable = False
 
-    def __init__(self, design: Design, gradient: Tensor, beta: float) -> None:
-        super().__init__(design, beta)
-        self.residual = design.right_hand_side(gradient).to(design.dtype)  # [g, o, d]
+    def __init__(self, design: Design, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
+        super().__init__(design, beta, start)
+        self.residual = self._right_hand_side(gradient).to(design.dtype)  # [g, o, d]
 
     def image(self, p: Vector) -> Tensor:
         return self.design.apply(self.design.unstack(p.value))
@@ -209,7 +236,4 @@ class MatrixFree(System):
         return self.design.squared_norms(image) + self.beta * dot(p.value, p.dual)
 
     def product(self, p: Vector, image: Tensor) -> Tensor:
-        return torch.add(self.design.right_hand_side(image).to(image.dtype), p.value, alpha=self.beta)
-
-    def parameters(self, value: Tensor) -> Parameters:
-        return self.design.unstack(value)
+        return torch.add(self._adjoint(image).to(image.dtype), p.value, alpha=self.beta)

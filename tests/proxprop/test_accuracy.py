@@ -6,12 +6,16 @@ dense float64 solve; for conjugate gradients it is the minimiser over the Krylov
 (an orthonormal basis and a small dense solve), since the textbook recurrence loses it to rounding even in float64.
 """
 
+import copy
+
 import pytest
 import torch
 from sklearn.datasets import load_sample_images
 from torch import nn
 
 from proxprop import ProxPropConv2d, ProxPropLinear
+from proxprop.design import LinearDesign
+from proxprop.systems import Primal
 
 BATCH = 500
 ITERATIONS = (1, 3, 10)
@@ -106,6 +110,21 @@ class Reference:
         return torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1).double().T
 
 
+def capture(network, images, labels):
+    """The references of a network's ProxProp layers, the first layer's first."""
+    captured = {}
+
+    def remember(layer, inputs, output):
+        output.register_hook(lambda g: captured.__setitem__(layer, (inputs[0].detach(), g.clone())))
+
+    layers = [m for m in network if isinstance(m, (ProxPropLinear, ProxPropConv2d))]
+    handles = [layer.register_forward_hook(remember) for layer in layers]
+    nn.functional.cross_entropy(network(images), labels).backward()
+    for handle in handles:
+        handle.remove()
+    return [Reference(layer, *captured[layer]) for layer in layers]
+
+
 @pytest.fixture(
     scope="module", params=[(n, s) for n in SETTINGS for s in (0, 10)], ids=lambda p: f"{p[0]}-{p[1]} steps"
 )
@@ -124,16 +143,7 @@ def problem(request, images):
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images), labels).backward()
         optimizer.step()
-    captured = {}
-
-    def capture(layer, inputs, output):
-        output.register_hook(lambda g: captured.__setitem__(layer, (inputs[0].detach(), g.clone())))
-
-    handles = [layer.register_forward_hook(capture) for layer in layers]
-    nn.functional.cross_entropy(network(images), labels).backward()
-    for handle in handles:
-        handle.remove()
-    return tau, [Reference(layer, *captured[layer]) for layer in layers]
+    return tau, capture(network, images, labels)
 
 
 def error(actual, expected):
@@ -158,3 +168,48 @@ def test_conjugate_gradients_in_float32(problem, iterations):
         for tau, bound in bounds(paper_tau):
             actual = reference.actual(tau, f"prox_cg{iterations}")[:, reference.outputs]
             assert error(actual, reference.conjugate_gradients(tau, iterations)) < bound
+
+
+class Cancellation:
+    """How the published solver's direction compares with one without its cancellation: norms' ratio and cosine."""
+
+    def __init__(self, actual, expected):
+        self.ratio = float(actual.norm() / expected.norm())
+        self.cosine = float((actual * expected).sum() / actual.norm() / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def mlp_layers(images):
+    """The MLP's hidden layers at initialisation, with their inputs and output gradients."""
+    torch.manual_seed(0)
+    return capture(mlp(), images, torch.randint(10, (BATCH,)))
+
+
+def test_the_published_solver_cancels_most_digits_of_the_first_layers_direction(mlp_layers):
+    found = []
+    for reference in mlp_layers:
+        single = reference.actual(0.05, "published_cg10")
+        double = Reference(copy.deepcopy(reference.layer).double(), reference.x.double(), reference.gradient.double())
+        found.append(Cancellation(single, double.actual(0.05, "published_cg10")))
+    first, second, third = found
+    # Only the size of the effect: which digits are lost depends on the processor's matrix products.
+    assert first.cosine < 0.3 < second.cosine < third.cosine
+    assert third.cosine > 0.9
+
+
+def test_an_exact_solve_for_the_new_parameters_is_mostly_rounding_in_the_first_layer(mlp_layers):
+    first, _, third = (Cancellation(solved_for_new_parameters(r, 0.05), r.exact(0.05)) for r in mlp_layers)
+    assert first.cosine < 0.3
+    assert first.ratio > 3
+    assert third.cosine > 0.97
+    assert third.ratio == pytest.approx(1, abs=0.05)
+
+
+def solved_for_new_parameters(reference, tau):
+    """What ``ParameterSystem`` describes, by a factorisation, ``[d, o]``."""
+    layer = reference.layer
+    design = LinearDesign(reference.x, layer.weight.shape, (True, True))
+    weight, bias = Primal(
+        design, reference.gradient, 1 / tau, start=(layer.weight.detach(), layer.bias.detach())
+    ).solve()
+    return torch.cat([weight, bias[:, None]], 1).double().T

@@ -16,7 +16,7 @@ TAU = 0.7
 
 
 def named(parameters):
-    return {name: d for name, d in zip(("weight", "bias"), parameters, strict=True) if d is not None}
+    return {name: d.detach() for name, d in zip(("weight", "bias"), parameters, strict=True) if d is not None}
 
 
 def design_of(layer, x):
@@ -48,6 +48,16 @@ def test_published_rules_in_every_form(form):
     rules = CGRules(orthogonal=False, conjugate=False, damping=1e-6, stop_below=1e-2)
     actual = named(conjugate_gradients(form(design_of(layer, x), gradient, 1 / 0.05), 4, rules))
     assert oracle.relative_error(actual, expected(layer, [x], gradient, "published_cg4", 0.05)) < 1e-6
+
+
+@pytest.mark.parametrize("form", [Primal, MatrixFree])
+@pytest.mark.parametrize("name", ["wide", "tall", "no bias", "sequence", "conv2d", "conv2d groups", "conv2d unbatched"])
+def test_solving_for_the_new_parameters_changes_nothing_in_float64(name, form):
+    layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
+    start = tuple(None if p is None else p.detach() for p in (layer.weight, layer.bias))
+    system = form(design_of(layer, x), gradient, 1 / TAU, start=start)
+    actual = named(conjugate_gradients(system, 3, CGRules()))
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, "prox_cg3", TAU)) < 1e-9
 
 
 @pytest.mark.parametrize("form", ITERATIVE)

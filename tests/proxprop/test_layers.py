@@ -68,6 +68,14 @@ def test_gradient_mode_is_back_propagation(pair):
     assert oracle.relative_error(gradients(proximal), gradients(plain)) < 1e-6
 
 
+def test_the_published_solver_must_be_chosen_before_the_forward_pass(pair):
+    proximal, _, x = pair
+    output = proximal(x).square().sum()
+    proximal.optimization_mode = "published_cg2"
+    with pytest.raises(RuntimeError, match="became 'published_cg2' after the forward pass; it must be set before it"):
+        output.backward()
+
+
 def test_state_dict_is_interchangeable_with_the_plain_layer(pair):
     proximal, plain, _ = pair
     assert list(proximal.state_dict()) == list(plain.state_dict())
