@@ -19,7 +19,7 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.cifar_files import OFFICIAL_MD5
+from experiments.data.cifar_files import OFFICIAL_MD5
 
 ROOT = Path(__file__).resolve().parents[1]
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
