@@ -1,5 +1,6 @@
 """From YAML files, sweep files and overrides to validated configs. Of the other rooms, imports `command`."""
 
+from experiments.config.loading import dump_config, load_config, load_resolved, parse_config
 from experiments.config.schema import (
     Compile,
     Config,
@@ -8,11 +9,7 @@ from experiments.config.schema import (
     MLPConfig,
     OptimizerConfig,
     differing_keys,
-    dump_config,
     flat,
-    load_config,
-    load_resolved,
-    parse_config,
 )
 
 __all__ = [

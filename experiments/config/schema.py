@@ -1,16 +1,11 @@
-"""One run's config: frozen, validated, and an error of one line for everything else."""
+"""One run's config: its keys, their types and what they allow; frozen."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from experiments.command.errors import ConfigError
-from experiments.config.yaml_mapping import apply_overrides, dump_yaml, parse_yaml, read_with_bases, read_yaml
 from proxprop.modes import parse_mode, parse_tau
 
 Count = Annotated[int, Field(strict=True, ge=1, le=2**40)]
@@ -116,30 +111,6 @@ class Config(_Section):
     tensorboard: bool = False
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, the files it `extends`, and dotted `key=value` overrides.
-
-    Raises:
-        ConfigError: with one line that names the key and what is allowed.
-    """
-    return parse_mapping(apply_overrides(read_with_bases(Path(path)), overrides))
-
-
-def load_resolved(path: Path) -> Config:
-    """Read back what `dump_config` wrote; a key added since then takes its default."""
-    return parse_mapping(read_yaml(path))
-
-
-def parse_config(text: str) -> Config:
-    """The config whose text `dump_config` gave."""
-    return parse_mapping(parse_yaml(text))
-
-
-def dump_config(config: Config) -> str:
-    """The resolved config as YAML, every key written out."""
-    return dump_yaml(config.model_dump(mode="json"))
-
-
 def differing_keys(one: Config, other: Config) -> list[str]:
     """Dotted names of the keys whose values differ, of those that decide the numbers."""
     first, second = flat(one), flat(other)
@@ -159,80 +130,3 @@ def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def parse_mapping(mapping: dict[str, Any]) -> Config:
-    """The config that a plain mapping holds; errors are those of `load_config`."""
-    try:
-        return Config.model_validate(mapping)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
-
-
-# --- pydantic's errors as one line -----------------------------------------------------------
-
-_SECTIONS: dict[tuple[str, ...], type[_Section]] = {
-    (): Config,
-    ("model", "mlp"): MLPConfig,
-    ("model", "convnet"): ConvNetConfig,
-    ("data",): DataConfig,
-    ("optimizer",): OptimizerConfig,
-    ("proxprop",): ProxPropConfig,
-}
-_PATTERNS = {
-    "name": "must be letters, digits and any of '._,=-' (it names a folder), beginning with a letter or digit",
-    "device": "must be auto, cpu, cuda or cuda:N",
-}
-
-
-def _one_line(error: ValidationError) -> str:
-    # An unknown key first: a typo is often the reason why another key is missing.
-    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return _describe(errors[0]) + more
-
-
-def _describe(error: Any) -> str:
-    where, kind, got = error["loc"], error["type"], short(error["input"])
-    key = ".".join(str(part) for part in where if where[0] != "model" or part not in _MODEL_TAGS)
-    match kind:
-        case "extra_forbidden":
-            return f"{key}: unknown key; {_allowed_keys(where)}"
-        case "missing":
-            return f"{key}: missing, it must be given"
-        case "union_tag_not_found":
-            return f"{key}.name: missing, it must be {_MODEL_NAMES}"
-        case "union_tag_invalid":
-            return f"{key}.name: must be {_MODEL_NAMES}, got {error['ctx']['tag']!r}"
-        case "model_type" | "model_attributes_type":
-            return f"{key}: must be a mapping of keys to values, got {got}"
-        case "string_pattern_mismatch" | "string_type" if key in _PATTERNS:
-            return f"{key}: {_PATTERNS[key]}, got {got}"
-        case "too_short":
-            return f"{key}: must have at least {error['ctx']['min_length']} entry, got {got}"
-        case "tuple_type":
-            return f"{key}: must be a list of integers, got {got}"
-        case "value_error":
-            problem = str(error["ctx"]["error"]).removeprefix(f"{where[-1]} ")
-            return f"{key}: {problem}"
-        case _:
-            return f"{key}: {error['msg'].replace('Input should', 'must')}, got {got}"
-
-
-_MODEL_TAGS = ("mlp", "convnet")
-_MODEL_NAMES = "'mlp' or 'convnet'"
-
-
-def _allowed_keys(where: tuple[str, ...]) -> str:
-    allowed = list(_SECTIONS[where[:-1]].model_fields)
-    close = difflib.get_close_matches(str(where[-1]), allowed, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}allowed here: {', '.join(allowed)}"
-
-
-def short(value: Any, limit: int = 60) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python prints, lists in lists in lists
-        return "a value too long to print"
-    return text if len(text) <= limit else text[: limit - 3] + "..."

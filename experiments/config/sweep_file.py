@@ -27,7 +27,9 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from experiments.command.errors import ConfigError
-from experiments.config.schema import Config, Count, Seed, parse_mapping, short
+from experiments.config.loading import parse_mapping
+from experiments.config.schema import Config, Count, Seed
+from experiments.config.wording import short
 from experiments.config.yaml_mapping import Mapping, apply_overrides, override_key, read_with_bases, set_key
 
 Point = dict[str, Any]
