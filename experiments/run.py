@@ -11,7 +11,7 @@ from experiments.command.cli import RESULTS, Parser, UsageError, run_command
 from experiments.config.sweep_file import load_config_file
 from experiments.data.datasets import load
 from experiments.folder.events import check_tensorboard
-from experiments.folder.write import refuse_finished
+from experiments.folder.read import refuse_finished
 from experiments.launch.execute import execute
 from experiments.launch.plan import run_device, run_folder
 from experiments.training.device import memory_errors

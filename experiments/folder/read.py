@@ -1,17 +1,73 @@
-"""A run as its folder holds it, whether it is over or not."""
+"""A run as its folder holds it, whether it is over or not: its files one by one, and all of them together."""
 
 from __future__ import annotations
 
+import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from experiments.command.errors import RecordError
-from experiments.config import Config
+from experiments.command.errors import ConfigError, RecordError
+from experiments.config import Config, load_resolved
 from experiments.folder.lock import holder
-from experiments.folder.write import CONFIG, METRICS, read_config, read_metrics, read_summary
+from experiments.folder.write import COLUMNS, CONFIG, METRICS, SUMMARY, reason
+
+_SUMMARY_KEYS = {"status", "epochs", "test_loss", "test_accuracy"}
+
+
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """The rows recorded so far, one an epoch; a row cut off (by a copy that broke off) is left out.
+
+    Raises:
+        RecordError: there is no `metrics.csv`, or it is not one.
+    """
+    path = Path(folder) / METRICS
+    try:
+        text = path.read_text()
+        metrics = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).astype(float)
+        metrics = metrics.astype({column: int for column in metrics if column == "epoch"})
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be read as metrics: {reason(error)}") from error
+    if list(metrics.columns) != COLUMNS:
+        raise RecordError(f"{path}: must have the columns {','.join(COLUMNS)}")
+    return metrics
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished or diverged run, None of an unfinished or missing one."""
+    path = Path(folder) / SUMMARY
+    try:
+        summary = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be read as a summary: {reason(error)}") from error
+    if not isinstance(summary, dict) or not summary.keys() >= _SUMMARY_KEYS:
+        raise RecordError(f"{path}: must be a JSON object with {', '.join(sorted(_SUMMARY_KEYS))}")
+    return summary
+
+
+def refuse_finished(folder: Path) -> None:
+    """
+    Raises:
+        RecordError: the folder holds a run that is over.
+    """
+    summary = read_summary(folder)
+    if summary is not None:
+        raise RecordError(f"{folder}: already holds a {summary['status']} run; "
+                          "give --overwrite or another --output")  # fmt: skip
+
+
+def read_config(folder: Path) -> Config:
+    """The resolved config a run was made with."""
+    path = Path(folder) / CONFIG
+    try:
+        return load_resolved(path)
+    except ConfigError as error:
+        raise RecordError(f"{folder}: cannot read the run's config: {error}") from error
 
 
 @dataclass(frozen=True)

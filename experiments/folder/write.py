@@ -1,9 +1,4 @@
-"""What a run leaves on disk, and how it is read back.
-
-A folder for each run: `config.yaml` (resolved), `metrics.csv` (a row an epoch, as it goes), `checkpoint.pt` (while the
-run is not over) and `summary.json` (written last: a folder without it holds an unfinished run). Every file is written
-whole or not at all.
-"""
+"""A run's folder as it is written; how it is read back is in `read`."""
 
 from __future__ import annotations
 
@@ -16,10 +11,8 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from experiments.command.errors import ConfigError, RecordError
-from experiments.config import Config, dump_config, load_resolved
+from experiments.command.errors import RecordError
+from experiments.config import Config, dump_config
 from experiments.folder.atomic import write_atomically
 from experiments.folder.checkpoint import remove_checkpoint, save_checkpoint
 from experiments.folder.lock import locked
@@ -27,7 +20,6 @@ from experiments.training.train import EpochRecord
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.csv", "summary.json"
 COLUMNS = [field.name for field in fields(EpochRecord)]
-_SUMMARY_KEYS = {"status", "epochs", "test_loss", "test_accuracy"}
 
 
 class RunWriter:
@@ -95,67 +87,16 @@ def _row(record: EpochRecord) -> list[Any]:
     return [epoch, *(f"{number:.8g}" for number in numbers)]
 
 
-def read_metrics(folder: Path) -> pd.DataFrame:
-    """The rows recorded so far, one an epoch; a row cut off (by a copy that broke off) is left out.
-
-    Raises:
-        RecordError: there is no `metrics.csv`, or it is not one.
-    """
-    path = Path(folder) / METRICS
-    try:
-        text = path.read_text()
-        metrics = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).astype(float)
-        metrics = metrics.astype({column: int for column in metrics if column == "epoch"})
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: cannot be read as metrics: {_reason(error)}") from error
-    if list(metrics.columns) != COLUMNS:
-        raise RecordError(f"{path}: must have the columns {','.join(COLUMNS)}")
-    return metrics
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished or diverged run, None of an unfinished or missing one."""
-    path = Path(folder) / SUMMARY
-    try:
-        summary = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: cannot be read as a summary: {_reason(error)}") from error
-    if not isinstance(summary, dict) or not summary.keys() >= _SUMMARY_KEYS:
-        raise RecordError(f"{path}: must be a JSON object with {', '.join(sorted(_SUMMARY_KEYS))}")
-    return summary
-
-
-def refuse_finished(folder: Path) -> None:
-    """
-    Raises:
-        RecordError: the folder holds a run that is over.
-    """
-    summary = read_summary(folder)
-    if summary is not None:
-        raise RecordError(f"{folder}: already holds a {summary['status']} run; "
-                          "give --overwrite or another --output")  # fmt: skip
-
-
-def read_config(folder: Path) -> Config:
-    """The resolved config a run was made with."""
-    path = Path(folder) / CONFIG
-    try:
-        return load_resolved(path)
-    except ConfigError as error:
-        raise RecordError(f"{folder}: cannot read the run's config: {error}") from error
-
-
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turn what the file system refuses into a `RecordError`."""
     try:
         yield
     except OSError as error:
-        raise RecordError(f"{folder}: cannot write the run here: {_reason(error)}; "
+        raise RecordError(f"{folder}: cannot write the run here: {reason(error)}; "
                           "choose another --output") from error  # fmt: skip
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error says, on one line."""
     return " ".join((getattr(error, "strerror", None) or str(error)).split())

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiments.command.errors import RecordError
-from experiments.folder.write import read_metrics
+from experiments.folder.read import read_metrics
 from experiments.launch.plan import PlannedRun
 
 

@@ -19,7 +19,8 @@ from experiments.data.datasets import Data
 from experiments.folder.checkpoint import load_checkpoint, refuse_checkpoint
 from experiments.folder.environment import describe_environment
 from experiments.folder.events import event_writer
-from experiments.folder.write import CONFIG, RunWriter, read_config, refuse_finished
+from experiments.folder.read import read_config, refuse_finished
+from experiments.folder.write import CONFIG, RunWriter
 from experiments.launch.progress import Progress
 from experiments.training.compilation import compile_errors
 from experiments.training.device import determinism, memory_errors, seeded

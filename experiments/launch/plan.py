@@ -12,7 +12,8 @@ from experiments.command.errors import ConfigError, RecordError
 from experiments.config import Config, differing_keys
 from experiments.config.sweep_file import ConfigFile, load_config_file
 from experiments.folder.events import check_tensorboard
-from experiments.folder.write import CONFIG, read_config, read_summary
+from experiments.folder.read import read_config, read_summary
+from experiments.folder.write import CONFIG
 from experiments.training.compilation import check_compile
 from experiments.training.device import resolve_device
 

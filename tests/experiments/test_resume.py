@@ -20,7 +20,8 @@ from experiments.config import load_config
 from experiments.data.datasets import load
 from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from experiments.folder.environment import describe_environment
-from experiments.folder.write import RunWriter, read_metrics, read_summary
+from experiments.folder.read import read_metrics, read_summary
+from experiments.folder.write import RunWriter
 from experiments.launch.execute import execute
 from experiments.run import main
 from experiments.training.device import seeded

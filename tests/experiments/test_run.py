@@ -10,7 +10,8 @@ from experiments import run
 from experiments.command import cli
 from experiments.command.errors import DeviceError, RecordError
 from experiments.config import load_config
-from experiments.folder.write import COLUMNS, read_config, read_metrics, read_summary
+from experiments.folder.read import read_config, read_metrics, read_summary
+from experiments.folder.write import COLUMNS
 from experiments.run import main
 from experiments.training.device import resolve_device
 

@@ -12,7 +12,7 @@ from experiments.command import interrupts
 from experiments.command.errors import Interrupted
 from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint
 from experiments.folder.lock import holder
-from experiments.folder.write import read_summary
+from experiments.folder.read import read_summary
 from experiments.run import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.folder.write import read_metrics, read_summary
+from experiments.folder.read import read_metrics, read_summary
 from experiments.launch import serial
 from experiments.sweep import main
 

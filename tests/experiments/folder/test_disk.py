@@ -12,7 +12,7 @@ from experiments.config import load_config
 from experiments.folder.atomic import write_atomically
 from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint
 from experiments.folder.lock import holder
-from experiments.folder.write import read_config, read_metrics, read_summary
+from experiments.folder.read import read_config, read_metrics, read_summary
 from experiments.run import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ from filelock import FileLock
 from experiments import show
 from experiments.command.errors import RecordError
 from experiments.folder.lock import holder, locked
-from experiments.folder.write import read_summary
+from experiments.folder.read import read_summary
 from experiments.run import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")

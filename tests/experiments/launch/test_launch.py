@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from experiments.folder.lock import holder
-from experiments.folder.write import read_summary
+from experiments.folder.read import read_summary
 from experiments.launch import cluster
 from experiments.launch.board import Board
 from experiments.launch.plan import plan

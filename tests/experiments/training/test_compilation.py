@@ -11,7 +11,7 @@ import torch
 from experiments import run, sweep
 from experiments.config import load_config
 from experiments.data.datasets import Data, Split, load
-from experiments.folder.write import read_metrics
+from experiments.folder.read import read_metrics
 from experiments.training import compilation
 from experiments.training.networks import build
 from experiments.training.train import Training
