@@ -1,5 +1,7 @@
 """The official CIFAR-10 files. Standard library alone: the download runs before there is an environment."""
 
+FOLDER = "cifar-10-batches-py"
+
 #: MD5 of the official files; the first five are the training batches in their order.
 OFFICIAL_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from experiments.command.errors import DataError
 from experiments.config import DataConfig
-from experiments.data.cifar_files import OFFICIAL_MD5
+from experiments.data.cifar_files import FOLDER, OFFICIAL_MD5
 from experiments.data.cifar_pickle import read_batch
 
 _BATCH_IMAGES = 10_000
@@ -67,10 +67,10 @@ def load(config: DataConfig, device: torch.device) -> Data:
 
 
 def _cifar10(root: Path, count: int, device: torch.device) -> tuple[Split, Split, Split, dict[str, Any]]:
-    folder = root / "cifar-10-batches-py"
+    folder = root / FOLDER
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; run ./get_data.sh, or set data.root to the "
-                        "folder that holds cifar-10-batches-py")  # fmt: skip
+                        f"folder that holds {FOLDER}")  # fmt: skip
     batches, files_md5 = {}, {}
     for name in OFFICIAL_MD5:
         content = _read(folder / name)
