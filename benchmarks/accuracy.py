@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import BATCH, NETWORKS
-from experiments.cli import Parser, run_command
+from experiments.command.cli import Parser, run_command
 from experiments.config import DataConfig
-from experiments.data import load
-from experiments.device import device_name
+from experiments.data.datasets import load
+from experiments.training.device import device_name
 from proxprop import ProxPropConv2d, ProxPropLinear
 from proxprop.design import LinearDesign, Parameters
 from proxprop.solvers import CGRules, conjugate_gradients

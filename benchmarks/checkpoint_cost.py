@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from experiments.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
-from experiments.cli import run_command
+from experiments.command.cli import run_command
 from experiments.config import load_config
-from experiments.data import Data, Split
-from experiments.device import device_name, resolve_device, synchronize
-from experiments.models import build
-from experiments.train import Training
+from experiments.data.datasets import Data, Split
+from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from experiments.training.device import device_name, resolve_device, synchronize
+from experiments.training.networks import build
+from experiments.training.train import Training
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ("mlp_sgd_gradient", "mlp_sgd_cg3", "convnet_adam_gradient", "convnet_adam_cg3")

@@ -27,10 +27,10 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.memory import peak_allocation
 from benchmarks.networks import BATCH, NETWORKS, floor
-from experiments.cli import Parser, UsageError, run_command
-from experiments.compilation import check_compile, compile_errors, loss_function
+from experiments.command.cli import Parser, UsageError, run_command
 from experiments.config import Compile
-from experiments.device import device_name, resolve_device
+from experiments.training.compilation import check_compile, compile_errors, loss_function
+from experiments.training.device import device_name, resolve_device
 from proxprop import ProxPropConv2d, ProxPropLinear
 from proxprop.modes import parse_mode
 

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cli import RESULTS, Parser, UsageError, run_command
-from experiments.data import load
-from experiments.device import memory_errors
-from experiments.events import check_tensorboard
-from experiments.execute import execute
-from experiments.plan import run_device, run_folder
-from experiments.record import refuse_finished
-from experiments.sweep_file import load_config_file
+from experiments.command.cli import RESULTS, Parser, UsageError, run_command
+from experiments.config.sweep_file import load_config_file
+from experiments.data.datasets import load
+from experiments.folder.events import check_tensorboard
+from experiments.folder.read import refuse_finished
+from experiments.launch.execute import execute
+from experiments.launch.plan import run_device, run_folder
+from experiments.training.device import memory_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.cli import Parser, run_command
-from experiments.errors import RecordError
-from experiments.recorded import RecordedRun, find_runs, read_run
+from experiments.command.cli import Parser, run_command
+from experiments.command.errors import RecordError
+from experiments.folder.read import RecordedRun, find_runs, read_run
 
 _HEADINGS = ("run", "status", "epoch", "train loss", "val. acc.", "test acc.", "s/epoch", "time left")
 

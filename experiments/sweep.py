@@ -13,14 +13,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.cli import RESULTS, Parser, UsageError, run_command
-from experiments.data import load
-from experiments.device import resolve_device
+from experiments.command.cli import RESULTS, Parser, UsageError, run_command
+from experiments.config.yaml_mapping import apply_overrides
+from experiments.data.datasets import load
 from experiments.launch import cluster, processes, serial
 from experiments.launch.outcome import Outcome, skipped
-from experiments.plan import PlannedRun, plan
+from experiments.launch.plan import PlannedRun, plan
 from experiments.show import print_table
-from experiments.yaml_mapping import apply_overrides
+from experiments.training.device import resolve_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:

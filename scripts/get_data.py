@@ -15,23 +15,19 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.cifar_files import OFFICIAL_MD5
+from experiments.command.cli import Parser
+from experiments.command.errors import DataError, ExperimentError
+from experiments.data.cifar_files import FOLDER, OFFICIAL_MD5
 
 ROOT = Path(__file__).resolve().parents[1]
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 ARCHIVE = "cifar-10-python.tar.gz"
-FOLDER = "cifar-10-batches-py"
 FILES_MD5 = {**OFFICIAL_MD5, "batches.meta": "5ff9c542aee3614f3951f8cda6e48888"}
 MIB = 2**20
-
-
-class DataError(Exception):
-    """A problem the user can mend; its message is one line."""
 
 
 def md5(path: Path) -> str:
@@ -167,13 +163,6 @@ def get_data(data: Path, source: Path | None, url: str) -> str:
     return describe(install(source, data))
 
 
-class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise DataError(f"{message} (see --help)")
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="get_data.sh",
@@ -197,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse_arguments(arguments)
         print(get_data(options.data, options.source, options.url))
-    except (DataError, OSError) as error:
+    except (ExperimentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

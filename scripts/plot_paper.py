@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 from matplotlib.figure import Figure as Page
 
-from experiments.cli import Parser, run_command
-from experiments.recorded import RecordedRun
+from experiments.command.cli import Parser, run_command
+from experiments.folder.read import RecordedRun
 from scripts.plots import style
 from scripts.plots.draw import Drawn, draw_figure
 from scripts.plots.figures import FIGURES, Figure

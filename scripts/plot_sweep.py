@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.cli import Parser, UsageError, run_command
-from experiments.recorded import find_runs, read_run
+from experiments.command.cli import Parser, UsageError, run_command
+from experiments.folder.read import find_runs, read_run
 from scripts.plots import style
 from scripts.plots.output import figure_bytes, write
 from scripts.plots.sweep import NUMBERS, Question, answer

@@ -1,4 +1,4 @@
-"""Ways to carry out many runs: one after the other here, side by side here, or on a cluster.
+"""From a plan to runs carried out: one after the other here, side by side here, or on a cluster.
 
-Each takes planned runs and yields an `Outcome` for each, as they end.
+Each way takes planned runs and yields an `Outcome` for each, as they end. May import from all other rooms.
 """

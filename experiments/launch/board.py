@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments.errors import RecordError
-from experiments.plan import PlannedRun
-from experiments.record import read_metrics
+from experiments.command.errors import RecordError
+from experiments.folder.read import read_metrics
+from experiments.launch.plan import PlannedRun
 
 
 class Board:

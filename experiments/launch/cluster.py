@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.data import load
-from experiments.device import memory_errors
-from experiments.environment import import_path
-from experiments.errors import ConfigError, ExperimentError, Interrupted
-from experiments.execute import execute
+from experiments.command.errors import ConfigError, ExperimentError, Interrupted
+from experiments.data.datasets import load
+from experiments.folder.environment import import_path
+from experiments.launch.execute import execute
 from experiments.launch.outcome import Outcome
+from experiments.launch.plan import PlannedRun, run_device
 from experiments.launch.watch import watch
-from experiments.plan import PlannedRun, run_device
+from experiments.training.device import memory_errors
 
 
 def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters: dict[str, Any]) -> Iterator[Outcome]:

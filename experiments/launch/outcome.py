@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments.checkpoint import remove_checkpoint
-from experiments.errors import RecordError
-from experiments.plan import PlannedRun
+from experiments.command.errors import RecordError
+from experiments.folder.checkpoint import remove_checkpoint
+from experiments.launch.plan import PlannedRun
 
 
 @dataclass(frozen=True)

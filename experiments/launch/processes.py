@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from experiments.config import dump_config
-from experiments.environment import import_path
+from experiments.folder.environment import import_path
 from experiments.launch.outcome import Outcome
+from experiments.launch.plan import PlannedRun
 from experiments.launch.watch import watch
-from experiments.plan import PlannedRun
 
 
 def launch(runs: Sequence[PlannedRun], jobs: int, devices: Sequence[str] = ()) -> Iterator[Outcome]:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from experiments.command.errors import ExperimentError
 from experiments.config import DataConfig
-from experiments.data import Data, load
-from experiments.device import memory_errors
-from experiments.errors import ExperimentError
-from experiments.execute import execute
+from experiments.data.datasets import Data, load
+from experiments.launch.execute import execute
 from experiments.launch.outcome import Outcome, skipped
-from experiments.plan import PlannedRun
+from experiments.launch.plan import PlannedRun
+from experiments.training.device import memory_errors
 
 Loaded = dict[tuple[DataConfig, torch.device], Data]
 

@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from experiments import interrupts
-from experiments.errors import Interrupted
+from experiments.command import interrupts
+from experiments.command.errors import Interrupted
 from experiments.launch.board import Board
 from experiments.launch.outcome import Outcome, skipped
-from experiments.plan import PlannedRun
+from experiments.launch.plan import PlannedRun
 
 _POLL_SECONDS = 0.2
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Page
 
-from experiments.recorded import RecordedRun
+from experiments.folder.read import RecordedRun
 from scripts.plots import style
 from scripts.plots.runs import Replicates
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure as Page
 
-from experiments.atomic import write_atomically
-from experiments.errors import RecordError
+from experiments.command.errors import RecordError
+from experiments.folder.atomic import write_atomically
 
 
 def to_pdf(pages: Sequence[Page]) -> bytes:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments.command.errors import RecordError
 from experiments.config import differing_keys
-from experiments.errors import RecordError
-from experiments.recorded import RecordedRun, find_runs, read_run
-from experiments.sweep_file import without_seed
+from experiments.config.sweep_file import without_seed
+from experiments.folder.read import RecordedRun, find_runs, read_run
 
 SEED_KEYS = {"name", "seed", "order_seed"}
 

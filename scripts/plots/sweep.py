@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.command.errors import RecordError
 from experiments.config import flat
-from experiments.errors import RecordError
-from experiments.recorded import RecordedRun
+from experiments.folder.read import RecordedRun
 from scripts.plots.runs import SEED_KEYS, Stat
 
 NUMBERS = {

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Page
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter
 
-from experiments.errors import RecordError
+from experiments.command.errors import RecordError
 from scripts.plots import style
 from scripts.plots.draw import draw_band, scale_loss
 from scripts.plots.notes import NOTE_WIDTH, add_footer, band_note, joined

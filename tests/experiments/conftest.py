@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from experiments import run
-from experiments.progress import Progress
+from experiments.launch.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,8 +128,8 @@ def wait_until():
 _SERVER = """
 import json, os, runpy, sys, traceback
 import sklearn.datasets, torch._dynamo
-import experiments.execute, experiments.launch.processes, experiments.plan
-from experiments.environment import git_commit
+import experiments.launch.execute, experiments.launch.processes, experiments.launch.plan
+from experiments.folder.environment import git_commit
 
 git_commit()  # remembered
 print("ready", flush=True)

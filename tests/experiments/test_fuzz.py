@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from experiments import run, sweep
+from experiments.command.errors import ConfigError
 from experiments.config import dump_config, load_resolved, parse_config
-from experiments.errors import ConfigError
-from experiments.sweep_file import load_config_file
+from experiments.config.sweep_file import load_config_file
 
 VALID = {
     "name": "tiny",

@@ -15,17 +15,18 @@ import torch
 from torch import nn
 
 from experiments import run, sweep
-from experiments.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from experiments.command.errors import CheckpointError, RecordError
 from experiments.config import load_config
-from experiments.data import load
-from experiments.device import seeded
-from experiments.environment import describe_environment
-from experiments.errors import CheckpointError, RecordError
-from experiments.execute import execute
-from experiments.models import build
-from experiments.record import RunWriter, read_metrics, read_summary
+from experiments.data.datasets import load
+from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from experiments.folder.environment import describe_environment
+from experiments.folder.read import read_metrics, read_summary
+from experiments.folder.write import RunWriter
+from experiments.launch.execute import execute
 from experiments.run import main
-from experiments.train import Training
+from experiments.training.device import seeded
+from experiments.training.networks import build
+from experiments.training.train import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,7 +124,7 @@ def written(folder):
 
 KILL_AFTER_RECORD = """
 import os, signal
-from experiments.record import RunWriter
+from experiments.folder.write import RunWriter
 
 append = RunWriter.append
 
@@ -454,11 +455,11 @@ def test_other_environments_are_kept_in_the_summary(write_config, run_until, mon
     assert run_until(BATCHES + 1, [path]) == 143
     first = describe_environment(CPU)
     second = {**first, "torch": "9.9.9"}
-    monkeypatch.setattr("experiments.execute.describe_environment", lambda device: second)
+    monkeypatch.setattr("experiments.launch.execute.describe_environment", lambda device: second)
     assert run_until(BATCHES, [path]) == 143  # one minibatch of the second epoch is done
     assert run_until(1, [path]) == 143  # the same environment once more
     third = {**first, "device_name": "abacus"}
-    monkeypatch.setattr("experiments.execute.describe_environment", lambda device: third)
+    monkeypatch.setattr("experiments.launch.execute.describe_environment", lambda device: third)
     assert main([path]) == 0
     summary = read_summary(TINY)
     assert {key: summary[key] for key in third} == third
@@ -529,7 +530,7 @@ class WithoutDeterministicAlgorithm(nn.Module):
 def test_an_operation_without_a_deterministic_algorithm_is_one_line(write_config, capsys, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     model = nn.Sequential(WithoutDeterministicAlgorithm(), nn.Linear(10, 10))
-    monkeypatch.setattr("experiments.execute.build", lambda config: model)
+    monkeypatch.setattr("experiments.launch.execute.build", lambda config: model)
     path = str(write_config(deterministic=True))
     assert main([path]) == 2
     assert one_line_error(capsys).startswith("deterministic: cannot be true here: put_")
@@ -585,7 +586,7 @@ def test_events_go_on_with_a_resumed_run(write_config, monkeypatch):
             raise Crash("after the events of epoch 5 are written")
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.execute.Progress.show", crash)
+        patch.setattr("experiments.launch.execute.Progress.show", crash)
         with pytest.raises(Crash, match="after the events"):
             main([path])
     assert load_checkpoint(TINY)["training"]["epoch"] == 4

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import cli, run
+from experiments import run
+from experiments.command import cli
+from experiments.command.errors import DeviceError, RecordError
 from experiments.config import load_config
-from experiments.device import resolve_device
-from experiments.errors import DeviceError, RecordError
-from experiments.record import COLUMNS, read_config, read_metrics, read_summary
+from experiments.folder.read import read_config, read_metrics, read_summary
+from experiments.folder.write import COLUMNS
 from experiments.run import main
+from experiments.training.device import resolve_device
 
 TINY = Path("results/configs/tiny")
 
@@ -97,7 +99,7 @@ def test_unusable_data_is_known_before_anything_is_written(write_config, capsys,
 
 
 def test_unwritable_folder_is_known_before_training(write_config, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.execute.Training.records", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("experiments.launch.execute.Training.records", lambda *_: pytest.fail("trained"))
     Path("file").write_text("")
     assert main([str(write_config()), "--output", "file/run"]) == 2
     assert capsys.readouterr().err == (

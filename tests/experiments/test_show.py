@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from experiments import run, sweep
+from experiments.command.errors import RecordError
 from experiments.config import dump_config, load_config
-from experiments.errors import RecordError
-from experiments.recorded import find_runs, read_run
+from experiments.folder.read import find_runs, read_run
 from experiments.show import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import interrupts, sweep
-from experiments.checkpoint import CHECKPOINT, load_checkpoint
-from experiments.errors import Interrupted
-from experiments.lock import holder
-from experiments.record import read_summary
+from experiments import sweep
+from experiments.command import interrupts
+from experiments.command.errors import Interrupted
+from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint
+from experiments.folder.lock import holder
+from experiments.folder.read import read_summary
 from experiments.run import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -172,7 +173,7 @@ def test_a_signal_during_an_evaluation_is_not_lost(expected, monkeypatch, capsys
     """Not even in that of the last epoch, after which there is only the summary to do."""
     with monkeypatch.context() as patch:
         patch.setattr(
-            "experiments.execute.Progress.show",
+            "experiments.launch.execute.Progress.show",
             lambda self, record: record.epoch == epoch and signal.raise_signal(signal.SIGTERM),
         )
         assert main(["configs/tiny.yaml"]) == 143
@@ -194,7 +195,7 @@ def test_a_run_can_be_stopped_again_and_again(expected, run_until):
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_does_not_wait(expected, run_until, monkeypatch, capsys, second):
     """What there is then is the last epoch's checkpoint."""
-    monkeypatch.setattr("experiments.interrupts._ONE_SIGNAL_SECONDS", 0)
+    monkeypatch.setattr("experiments.command.interrupts._ONE_SIGNAL_SECONDS", 0)
     assert run_until(BATCHES + 2, ["configs/tiny.yaml"], [signal.SIGTERM, second]) == 128 + second
     assert capsys.readouterr().err == "interrupted: what was recorded so far is kept\n"
     assert load_checkpoint(TINY)["training"]["batch"] == 0

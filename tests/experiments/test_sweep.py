@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.folder.read import read_metrics, read_summary
 from experiments.launch import serial
-from experiments.record import read_metrics, read_summary
 from experiments.sweep import main
 
 OUT = Path("out/configs")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.errors import RecordError
-from experiments.recorded import read_run
+from experiments.command.errors import RecordError
+from experiments.folder.read import read_run
 from scripts.plots.draw import Drawn, loss_limits, x_ends, x_unit
 from scripts.plots.figures import FIGURE_2, FIGURE_3, FIGURES, LOSS_BY_EPOCH, LOSS_BY_TIME
 from scripts.plots.notes import band_note, describe_data, provenance, short_commit, status_note

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import CIFAR10
 
-from experiments.data import OFFICIAL_MD5
+from experiments.data.cifar_files import OFFICIAL_MD5
 from scripts import get_data
 from scripts.get_data import ARCHIVE_MD5, FILES_MD5, FOLDER, DataError, download, main
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.recorded import find_runs, read_run
+from experiments.folder.read import find_runs, read_run
 from scripts.plot_sweep import main
 from scripts.plots import sweep_draw
 from scripts.plots.sweep import Question, answer, label

@@ -1,0 +1,1 @@
+"""What every command shares: arguments, errors of one line, signals. Imports the standard library alone."""

@@ -1,0 +1,28 @@
+"""From YAML files, sweep files and overrides to validated configs. Of the other rooms, imports `command`."""
+
+from experiments.config.loading import dump_config, load_config, load_resolved, parse_config
+from experiments.config.schema import (
+    Compile,
+    Config,
+    ConvNetConfig,
+    DataConfig,
+    MLPConfig,
+    OptimizerConfig,
+    differing_keys,
+    flat,
+)
+
+__all__ = [
+    "Compile",
+    "Config",
+    "ConvNetConfig",
+    "DataConfig",
+    "MLPConfig",
+    "OptimizerConfig",
+    "differing_keys",
+    "dump_config",
+    "flat",
+    "load_config",
+    "load_resolved",
+    "parse_config",
+]

@@ -1,0 +1,132 @@
+"""One run's config: its keys, their types and what they allow; frozen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from proxprop.modes import parse_mode, parse_tau
+
+Count = Annotated[int, Field(strict=True, ge=1, le=2**40)]
+Positive = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # in float32
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Compile = Literal["none", "default", "cudagraph"]
+
+#: Keys of `Config` that decide where and how a run is carried out, not what it computes.
+_EXECUTION = ("device", "compile", "checkpoint_every", "tensorboard")
+
+
+class _Section(BaseModel):
+    # strict: neither true nor "3" passes as a number
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class MLPConfig(_Section):
+    name: Literal["mlp"]
+    hidden_features: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (
+        4000,
+        1000,
+        4000,
+    )
+
+
+class ConvNetConfig(_Section):
+    name: Literal["convnet"]
+    channels: Annotated[tuple[Count, Count, Count], Field(strict=False)] = (16, 20, 20)
+    kernel_size: Count = 5
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _odd(cls, size: int) -> int:
+        if size % 2 == 0:
+            raise ValueError(f"must be odd, so that padding keeps the image's size, got {size}")
+        return size
+
+
+class DataConfig(_Section):
+    name: Literal["cifar10", "digits"] = "digits"
+    root: Annotated[str, Field(min_length=1)] = "data"
+    train_samples: Count | None = None
+
+
+class OptimizerConfig(_Section):
+    name: Literal["sgd", "adam"]
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0, le=1e38, allow_inf_nan=False)] = 0.0
+
+    @field_validator("momentum")
+    @classmethod
+    def _momentum_is_for_sgd(cls, momentum: float, info: ValidationInfo) -> float:
+        if momentum > 0 and info.data.get("name") == "adam":
+            raise ValueError(f"must be 0 with adam (only sgd has momentum), got {momentum}")
+        return momentum
+
+    @field_validator("nesterov")
+    @classmethod
+    def _nesterov_has_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
+        if nesterov and info.data.get("momentum") == 0:
+            raise ValueError("must be false unless optimizer.momentum is greater than 0, got true")
+        return nesterov
+
+
+class ProxPropConfig(_Section):
+    optimization_mode: str = "prox_cg1"
+    tau_prox: Positive = 1.0
+
+    @field_validator("optimization_mode")
+    @classmethod
+    def _known_mode(cls, text: str) -> str:
+        parse_mode(text)
+        return text
+
+    @field_validator("tau_prox")
+    @classmethod
+    def _usable_tau(cls, tau: float) -> float:
+        return parse_tau(tau)
+
+
+class Config(_Section):
+    """Everything that decides a run's numbers, and, last, how it is carried out.
+
+    `proxprop` applies to all layers but the last. `seed` is that of the weights and, unless
+    `order_seed` is given, of the order of the examples. `checkpoint_every` counts epochs.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,=-]*$", max_length=200)]
+    model: Annotated[MLPConfig | ConvNetConfig, Field(discriminator="name")]
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig
+    proxprop: ProxPropConfig = ProxPropConfig()
+    epochs: Count
+    batch_size: Count
+    seed: Seed = 0
+    order_seed: Seed | None = None
+    deterministic: bool = False
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
+    compile: Compile = "none"
+    checkpoint_every: Count = 1
+    tensorboard: bool = False
+
+
+def differing_keys(one: Config, other: Config) -> list[str]:
+    """Dotted names of the keys whose values differ, of those that decide the numbers."""
+    first, second = flat(one), flat(other)
+    return [key for key in {**first, **second} if key not in _EXECUTION and first.get(key) != second.get(key)]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """All keys of `config`, dotted, and their values."""
+    return _flat(config.model_dump())
+
+
+def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

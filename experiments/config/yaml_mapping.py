@@ -1,0 +1,150 @@
+"""From YAML files and `key=value` overrides to one plain mapping, not yet validated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.command.errors import ConfigError
+
+Mapping = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also reads `1e-3` as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which `_Loader` would read as a number."""
+
+
+# YAML 1.1 wants a dot and a signed exponent in a float, so `1e-3` would be a string.
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def dump_yaml(mapping: Mapping) -> str:
+    """YAML that `read_yaml` and `parse_yaml` read back as `mapping`, its keys in their order."""
+    return yaml.dump(mapping, Dumper=_Dumper, sort_keys=False)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """What a text of YAML holds."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def read_yaml(path: Path) -> Mapping:
+    """The mapping in one YAML file, `extends` left as it stands.
+
+    Raises:
+        ConfigError: the file is missing, broken or holds something else than a mapping.
+    """
+    try:
+        content = parse_yaml(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{str(path)[:200]}: cannot read this config: {error.strerror}") from error
+    except Exception as error:  # bytes that are no YAML can raise nearly anything inside yaml
+        raise ConfigError(f"{path}: {_yaml_problem(error)}") from error
+    if not isinstance(content, dict):
+        found = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise ConfigError(f"{path}: must hold a mapping `key: value`, but {found}")
+    return content
+
+
+def read_with_bases(path: Path) -> Mapping:
+    """The mapping in `path` merged over the file it `extends` (relative to it), and so on."""
+    chain: list[Mapping] = []
+    visited: list[Path] = []
+    current: Path | None = path
+    while current is not None:
+        if visited and not _is_file(current):
+            raise ConfigError(f"extends: {visited[-1]} extends {str(current)[:200]}, which is not a file")
+        if current.resolve() in (one.resolve() for one in visited):
+            names = " -> ".join(str(one) for one in [*visited, current])
+            raise ConfigError(f"extends: the files extend each other in a circle: {names}")
+        visited.append(current)
+        mapping = read_yaml(current)
+        current = _base_of(current, mapping)
+        chain.append(mapping)
+    merged: Mapping = {}
+    for mapping in reversed(chain):
+        merged = _merge(merged, mapping)
+    return merged
+
+
+def apply_overrides(mapping: Mapping, overrides: Sequence[str]) -> Mapping:
+    """`mapping` with dotted `key=value` overrides applied in order, values read as YAML."""
+    for text in overrides:
+        key, value = override_key(text), text.partition("=")[2]
+        try:
+            parsed = parse_yaml(value)
+        except Exception as error:  # as in a file
+            raise ConfigError(f"{key}: cannot read the value {value[:60]!r} as YAML") from error
+        mapping = set_key(mapping, key, parsed)
+    return mapping
+
+
+def override_key(text: str) -> str:
+    """The dotted key of an override `key=value`."""
+    key, equals, _ = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{text!r}: an override has the form key=value, e.g. optimizer.lr=0.1")
+    return key
+
+
+def set_key(mapping: Mapping, key: str, value: Any) -> Mapping:
+    """`mapping` with `value` under the dotted `key`; a mapping as the value is merged with what is there."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return _merge(mapping, value)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        return False
+
+
+def _base_of(path: Path, mapping: Mapping) -> Path | None:
+    """Take `extends` out of `mapping`; the path of the file it names."""
+    if "extends" not in mapping:
+        return None
+    base = mapping.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"extends: must be the path of a YAML file, got {base!r} in {path}")
+    return path.parent / base
+
+
+def _merge(base: Mapping, over: Mapping) -> Mapping:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+    where = f"line {mark.line + 1}: " if mark is not None else ""
+    return f"not valid YAML: {where}{' '.join(problem.split())}"

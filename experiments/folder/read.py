@@ -1,0 +1,156 @@
+"""A run as its folder holds it, whether it is over or not: its files one by one, and all of them together."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.command.errors import ConfigError, RecordError
+from experiments.config import Config, load_resolved
+from experiments.folder.lock import holder
+from experiments.folder.write import COLUMNS, CONFIG, METRICS, SUMMARY, reason
+
+_SUMMARY_KEYS = {"status", "epochs", "test_loss", "test_accuracy"}
+
+
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """The rows recorded so far, one an epoch; a row cut off (by a copy that broke off) is left out.
+
+    Raises:
+        RecordError: there is no `metrics.csv`, or it is not one.
+    """
+    path = Path(folder) / METRICS
+    try:
+        text = path.read_text()
+        metrics = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).astype(float)
+        metrics = metrics.astype({column: int for column in metrics if column == "epoch"})
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be read as metrics: {reason(error)}") from error
+    if list(metrics.columns) != COLUMNS:
+        raise RecordError(f"{path}: must have the columns {','.join(COLUMNS)}")
+    return metrics
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished or diverged run, None of an unfinished or missing one."""
+    path = Path(folder) / SUMMARY
+    try:
+        summary = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be read as a summary: {reason(error)}") from error
+    if not isinstance(summary, dict) or not summary.keys() >= _SUMMARY_KEYS:
+        raise RecordError(f"{path}: must be a JSON object with {', '.join(sorted(_SUMMARY_KEYS))}")
+    return summary
+
+
+def refuse_finished(folder: Path) -> None:
+    """
+    Raises:
+        RecordError: the folder holds a run that is over.
+    """
+    summary = read_summary(folder)
+    if summary is not None:
+        raise RecordError(f"{folder}: already holds a {summary['status']} run; "
+                          "give --overwrite or another --output")  # fmt: skip
+
+
+def read_config(folder: Path) -> Config:
+    """The resolved config a run was made with."""
+    path = Path(folder) / CONFIG
+    try:
+        return load_resolved(path)
+    except ConfigError as error:
+        raise RecordError(f"{folder}: cannot read the run's config: {error}") from error
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What a run's folder holds.
+
+    `status` is 'finished', 'diverged', 'running' (a process has the folder) or 'interrupted' (by whatever: the same
+    command goes on). `metrics` has a row an epoch, and beside the columns of the file `seconds`, the training time
+    until then. `summary` is there once the run is over.
+    """
+
+    folder: Path
+    status: str
+    config: Config
+    metrics: pd.DataFrame
+    summary: dict[str, Any] | None
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are recorded; `config.epochs` is how many there are to be."""
+        return int(self.metrics["epoch"].iloc[-1]) if len(self.metrics) else 0
+
+    @property
+    def seconds(self) -> float:
+        """Spent on training."""
+        return float(self.metrics["epoch_seconds"].sum())
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        """The median over the epochs, which a slow first one leaves alone; None before the first."""
+        trained = self.metrics["epoch_seconds"].iloc[1:]
+        return float(trained.median()) if len(trained) else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Training alone; None of a run that is over, or has no epoch to judge by."""
+        if self.summary is not None or self.seconds_per_epoch is None:
+            return None
+        return (self.config.epochs - self.epochs) * self.seconds_per_epoch
+
+    @property
+    def best_val_accuracy(self) -> float | None:
+        return float(self.metrics["val_accuracy"].max()) if len(self.metrics) else None
+
+    @property
+    def test_accuracy(self) -> float | None:
+        return None if self.summary is None else self.summary["test_accuracy"]
+
+    def value(self, column: str, epoch: int | None = None) -> float | None:
+        """A number of the metrics after `epoch`, by default the last one; None where there is none."""
+        rows = self.metrics if epoch is None else self.metrics[self.metrics["epoch"] == epoch]
+        return float(rows[column].iloc[-1]) if len(rows) else None
+
+
+def read_run(folder: Path) -> RecordedRun:
+    """
+    Raises:
+        RecordError: a file of the run cannot be read.
+    """
+    unfinished = "interrupted" if holder(folder) is None else "running"  # asked first: the run may just end
+    summary = read_summary(folder)
+    metrics = read_metrics(folder)
+    return RecordedRun(
+        folder,
+        unfinished if summary is None else str(summary["status"]),
+        read_config(folder),
+        metrics.assign(seconds=metrics["epoch_seconds"].cumsum()),
+        summary,
+    )
+
+
+def find_runs(root: Path) -> list[Path]:
+    """The folders of all runs in `root`, itself or below, sorted.
+
+    Raises:
+        RecordError: there is no such folder, or no run in it.
+    """
+    try:
+        if not root.is_dir():
+            raise RecordError(f"{root} is no folder")
+    except OSError as error:  # a name that is too long, say
+        raise RecordError(f"{root}: {error.strerror}") from error
+    folders = sorted(path.parent for path in root.rglob(CONFIG) if (path.parent / METRICS).exists())
+    if not folders:
+        raise RecordError(f"{root} holds no run (no folder in it has a config.yaml and a metrics.csv)")
+    return folders

@@ -1,0 +1,102 @@
+"""A run's folder as it is written; how it is read back is in `read`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any
+
+from experiments.command.errors import RecordError
+from experiments.config import Config, dump_config
+from experiments.folder.atomic import write_atomically
+from experiments.folder.checkpoint import remove_checkpoint, save_checkpoint
+from experiments.folder.lock import locked
+from experiments.training.train import EpochRecord
+
+CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.csv", "summary.json"
+COLUMNS = [field.name for field in fields(EpochRecord)]
+
+
+class RunWriter:
+    """A run's folder, held by this process alone, as it takes records, checkpoints and the summary.
+
+    Raises:
+        RecordError: here or later, when the folder cannot be written, or is in use by another process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rows: list[list[Any]] = []
+
+    def __enter__(self) -> RunWriter:
+        with writing(self.folder), ExitStack() as stack:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(self.folder))
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
+
+    def start(self, config: Config, records: Sequence[EpochRecord] = ()) -> None:
+        """Begin with `records`, which a checkpoint brought, in place of whatever the folder held.
+
+        Without any, that is a fresh start, and a checkpoint is removed, too.
+        """
+        self._rows = [COLUMNS, *map(_row, records)]
+        with writing(self.folder):
+            self._write(CONFIG, dump_config(config))  # first: where it cannot be written, all else is kept
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            if not records:
+                remove_checkpoint(self.folder)
+            self._write_metrics()
+
+    def append(self, record: EpochRecord) -> None:
+        self._rows.append(_row(record))
+        with writing(self.folder):
+            self._write_metrics()
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; see `save_checkpoint`."""
+        with writing(self.folder):
+            save_checkpoint(self.folder, state)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary, with which the run is over, and remove the checkpoint."""
+        with writing(self.folder):
+            self._write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            remove_checkpoint(self.folder)
+
+    def _write_metrics(self) -> None:
+        # The whole file each time: a row is never half there, and a thousand epochs are 100 kB.
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self._rows)
+        self._write(METRICS, text.getvalue())
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.folder / name, lambda file: file.write(text.encode()))
+
+
+def _row(record: EpochRecord) -> list[Any]:
+    epoch, *numbers = astuple(record)
+    return [epoch, *(f"{number:.8g}" for number in numbers)]
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a `RecordError`."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(f"{folder}: cannot write the run here: {reason(error)}; "
+                          "choose another --output") from error  # fmt: skip
+
+
+def reason(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())

@@ -1,0 +1,176 @@
+"""One validated config -> one run in its folder, from its start or from its checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.command import interrupts
+from experiments.command.errors import ConfigError, Interrupted, RecordError
+from experiments.config import Config, differing_keys, dump_config, parse_config
+from experiments.data.datasets import Data
+from experiments.folder.checkpoint import load_checkpoint, refuse_checkpoint
+from experiments.folder.environment import describe_environment
+from experiments.folder.events import event_writer
+from experiments.folder.read import read_config, refuse_finished
+from experiments.folder.write import CONFIG, RunWriter
+from experiments.launch.progress import Progress
+from experiments.training.compilation import compile_errors
+from experiments.training.device import determinism, memory_errors, seeded
+from experiments.training.networks import build
+from experiments.training.train import EpochRecord, Training, evaluate
+
+
+def execute(config: Config, data: Data, device: torch.device, folder: Path, *, afresh: bool = False) -> str:
+    """Train as `config` says and record it in `folder`, going on from a checkpoint that is there.
+
+    Args:
+        data: what `load` gave for `config.data` on `device`.
+        afresh: start from the beginning, whatever the folder holds.
+
+    Returns:
+        One line that says how the run ended.
+
+    Raises:
+        DeviceError: out of memory, no deterministic algorithm, or nothing to compile with.
+        RecordError: the folder cannot be written or is in use (known before training starts).
+        CheckpointError: the checkpoint there is damaged, or of another config or other data.
+        Interrupted: by SIGINT or SIGTERM, after the step they came in; the state is saved.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(memory_errors(device))
+        stack.enter_context(compile_errors(config.compile))
+        stack.enter_context(determinism(config.deterministic))
+        stack.enter_context(seeded(config.seed, device))
+        writer = stack.enter_context(RunWriter(folder))
+        signalled = stack.enter_context(interrupts.deferred())
+
+        run = _Run(config, data, device)
+        if not afresh:
+            refuse_finished(folder)  # another process may have finished it before this one had the folder
+            run.restore(folder)
+        writer.start(config, run.records)
+        write_events = stack.enter_context(event_writer(folder, config, run.records))
+        progress = stack.enter_context(Progress(config, len(data.train), run.examples_seen))
+
+        def stop_if_asked() -> None:
+            if (number := signalled()) is not None:
+                writer.checkpoint(run.state_dict())
+                raise Interrupted(number, f"{config.name}: stopped after {run.position}, its state saved in {folder}; "
+                                          f"the same command{' without --overwrite' * afresh} goes on from there"
+                )  # fmt: skip
+
+        def on_batch(examples: int) -> None:
+            progress.advance(examples)
+            stop_if_asked()
+
+        for record in run.training.records(on_batch):
+            run.records.append(record)
+            writer.append(record)
+            write_events(record)
+            progress.show(record)
+            if record.diverged:
+                break
+            stop_if_asked()
+            if 0 < record.epoch < config.epochs and record.epoch % config.checkpoint_every == 0:
+                writer.checkpoint(run.state_dict())
+        summary = run.summary()
+        writer.finish(summary)
+    last, epochs = run.records[-1], f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
+    return (
+        f"{config.name}: {summary['status']}, {epochs}, train loss {last.train_loss:.4g}, "
+        f"test accuracy {summary['test_accuracy']:.2%}, wrote {folder}"
+    )
+
+
+class _Run:
+    """A run as far as it has come, in this process and in those before it."""
+
+    def __init__(self, config: Config, data: Data, device: torch.device) -> None:
+        self.config, self.data = config, data
+        self.training = Training(build(config).to(device), data, config)
+        self.records: list[EpochRecord] = []
+        # Now: the source tree may change while the run goes on.
+        self._environment = describe_environment(device)
+        self._earlier: list[dict[str, Any]] = []  # other environments, and the epoch to which each came
+        self._earlier_seconds, self._start = 0.0, time.perf_counter()
+
+    @property
+    def position(self) -> str:
+        epoch, batch = self.training.epoch, self.training.batch
+        return f"epoch {epoch}" + (f" and {batch} minibatches" if batch else "")
+
+    @property
+    def examples_seen(self) -> int:
+        return self.training.epoch * len(self.data.train) + self.training.batch * self.config.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "config": dump_config(self.config),
+            "data": self.data.identity,
+            "training": self.training.state_dict(),
+            "records": [asdict(record) for record in self.records],
+            "environment": self._environment,
+            "earlier_environments": self._earlier,
+            "seconds": self._seconds(),
+        }
+
+    def restore(self, folder: Path) -> None:
+        """Go on from the checkpoint in `folder`, if there is one.
+
+        Raises:
+            CheckpointError: it is damaged, or of another config or other data.
+            RecordError: there is none, but an unfinished run of another config.
+        """
+        state = load_checkpoint(folder)
+        if state is None:
+            if (folder / CONFIG).is_file() and (keys := differing_keys(read_config(folder), self.config)):
+                raise RecordError(f"{folder}: holds an unfinished run of another config (different: "
+                                  f"{', '.join(keys)}); give --overwrite or another --output")  # fmt: skip
+            return
+        try:
+            keys = differing_keys(parse_config(state["config"]), self.config)
+            if keys:
+                raise refuse_checkpoint(folder, f"of another config (different: {', '.join(keys)})")
+            if state["data"] != self.data.identity:
+                raise refuse_checkpoint(folder, "made with other data than data.root now holds")
+            self.training.load_state_dict(state["training"])
+            self.records = [EpochRecord(**row) for row in state["records"]]
+            self._earlier = state["earlier_environments"]
+            if state["environment"] != self._environment:
+                self._earlier = [*self._earlier, {"until_epoch": self.training.epoch, **state["environment"]}]
+            self._earlier_seconds = state["seconds"]
+        except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise refuse_checkpoint(folder, f"of another version of this project ({reason})") from error
+
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds; `earlier_environments` only where the run changed machine or code."""
+        test_loss, test_accuracy = evaluate(self.training.model, self.data.test)
+        config, last = self.config, self.records[-1]
+        return {
+            "name": config.name,
+            "status": "diverged" if last.diverged else "finished",
+            "epochs": last.epoch,
+            "test_loss": test_loss if math.isfinite(test_loss) else None,  # JSON has no NaN
+            "test_accuracy": test_accuracy,
+            "seed": config.seed,
+            "order_seed": config.seed if config.order_seed is None else config.order_seed,
+            "data": self.data.identity,
+            **self._environment,
+            **({"earlier_environments": self._earlier} if self._earlier else {}),
+            "seconds": round(self._seconds(), 3),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _seconds(self) -> float:
+        """Spent on this run so far, evaluation included."""
+        return self._earlier_seconds + time.perf_counter() - self._start

@@ -1,0 +1,41 @@
+"""The bar of one run."""
+
+from __future__ import annotations
+
+import math
+
+from tqdm import tqdm
+
+from experiments.config import Config
+from experiments.training.train import EpochRecord
+
+
+class Progress:
+    """A bar over all examples of the run; silent when stderr is no terminal."""
+
+    def __init__(self, config: Config, train_examples: int, done: int = 0) -> None:
+        self._epochs, self._examples = config.epochs, train_examples
+        self._bar = tqdm(
+            total=config.epochs * train_examples,
+            initial=done,
+            desc=config.name,
+            disable=None,
+            leave=False,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
+        )
+
+    def advance(self, examples: int) -> None:
+        self._bar.update(examples)
+
+    def show(self, record: EpochRecord) -> None:
+        speed = self._examples / record.epoch_seconds if record.epoch_seconds else math.nan
+        self._bar.set_postfix_str(
+            f"epoch {record.epoch}/{self._epochs}, train loss {record.train_loss:.4f}, "
+            f"val loss {record.val_loss:.4f}" + (f", {speed:,.0f} images/s" if record.epoch else "")
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

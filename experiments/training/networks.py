@@ -1,0 +1,53 @@
+"""The paper's two networks: ProxProp layers, and a plain `nn.Linear` as the last one."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.config import Config, ConvNetConfig, MLPConfig
+from experiments.training.device import seeded
+from proxprop import ProxPropConv2d, ProxPropLinear
+
+_CLASSES = 10
+
+
+def build(config: Config) -> nn.Module:
+    """The network of `config`, initialised on the CPU (PyTorch's defaults) under its seed.
+
+    The start depends on the seed and the sizes alone, so it is the same on every device and in
+    every optimization mode. Maps images [N, 3, 32, 32] to logits [N, 10].
+    """
+    layer_options = config.proxprop.model_dump()
+    with seeded(config.seed, torch.device("cpu")):
+        if isinstance(config.model, MLPConfig):
+            return mlp(config.model, layer_options)
+        return convnet(config.model, layer_options)
+
+
+def mlp(config: MLPConfig, layer_options: dict[str, Any]) -> nn.Sequential:
+    """The MLP with ReLU: 3072-4000-1000-4000-10 in the paper (Section 5.1)."""
+    widths = (3 * 32 * 32, *config.hidden_features)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise(widths):
+        layers += [ProxPropLinear(fan_in, fan_out, **layer_options), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], _CLASSES))
+
+
+def convnet(config: ConvNetConfig, layer_options: dict[str, Any]) -> nn.Sequential:
+    """The ConvNet: three convolutions with ReLU, the first two followed by max-pooling by 2."""
+    first, second, third = config.channels
+
+    def conv(fan_in: int, fan_out: int) -> nn.Module:
+        padding = config.kernel_size // 2
+        return ProxPropConv2d(fan_in, fan_out, config.kernel_size, padding=padding, **layer_options)
+
+    return nn.Sequential(
+        conv(3, first), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        conv(first, second), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        conv(second, third), nn.ReLU(inplace=True),
+        nn.Flatten(), nn.Linear(third * 8 * 8, _CLASSES),
+    )  # fmt: skip

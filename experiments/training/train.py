@@ -1,0 +1,189 @@
+"""Training, which yields one record an epoch and can be stopped between any two steps, and evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.config import Config, OptimizerConfig
+from experiments.data.datasets import Data, Split
+from experiments.training.compilation import loss_function
+from experiments.training.device import generator_states, set_generator_states, synchronize
+
+_EVALUATION_BATCH = 2_500
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One row of `metrics.csv`.
+
+    Losses are mean cross-entropies over examples, accuracies fractions in [0, 1].
+    `minibatch_loss` is the mean over the epoch's minibatches before each step; before training
+    (epoch 0) it is the training loss. `epoch_seconds` covers training alone.
+    """
+
+    epoch: int
+    minibatch_loss: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    epoch_seconds: float
+
+    @property
+    def diverged(self) -> bool:
+        return not (math.isfinite(self.minibatch_loss) and math.isfinite(self.train_loss))
+
+
+class Training:
+    """A model on its way: parameters, optimizer, order of the examples, generators and position.
+
+    Between two minibatches, `state_dict` has all of these; loaded into a `Training` of the same config and data, it
+    goes on as if it had never stopped, to the last bit where the device computes reproducibly.
+
+    Attributes:
+        epoch: how many epochs are finished.
+        batch: how many minibatches of the current epoch are.
+    """
+
+    def __init__(self, model: nn.Module, data: Data, config: Config) -> None:
+        self.model, self.data, self.config = model, data, config
+        self.optimizer = make_optimizer(model, config.optimizer)
+        self._loss_of = loss_function(model, config.compile)
+        self.epoch, self.batch = 0, 0
+        self._begun = False  # whether there is a record of the start
+        # Its own generator, on the CPU: the order of the examples is the same on every device.
+        self._order = torch.Generator().manual_seed(config.seed if config.order_seed is None else config.order_seed)
+        self._order_at_start = self._order.get_state()  # of the current epoch
+        # Summed on the device: no synchronisation a step.
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._seconds = 0.0  # of the current epoch, up to `_since`
+        self._since: float | None = None  # while it is under way
+
+    def records(self, on_batch: Callable[[int], object] = lambda n: None) -> Iterator[EpochRecord]:
+        """Train, yielding a record before training and after every epoch; a diverged one is the last.
+
+        `on_batch` is called with the size of each minibatch after its step; what it raises leaves a state to go on
+        from.
+        """
+        if not self._begun:
+            self._begun = True
+            yield self._evaluated(minibatch_loss=None, seconds=0.0)
+        diverged = False
+        while self.epoch < self.config.epochs and not diverged:
+            self._train_epoch(on_batch)
+            record = self._next_epoch()
+            diverged = record.diverged
+            yield record
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, lists and dictionaries alone."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "begun": self._begun,
+            "order": self._order_at_start,
+            "loss_sum": self._loss_sum,
+            "seconds": self._epoch_seconds(),
+            "generators": generator_states(self._device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.batch, self._begun = state["epoch"], state["batch"], state["begun"]
+        self._order_at_start = state["order"]
+        self._loss_sum = state["loss_sum"].to(self._device)
+        self._seconds = state["seconds"]
+        set_generator_states(self._device, state["generators"])
+
+    @property
+    def _device(self) -> torch.device:
+        return self.data.train.labels.device
+
+    def _train_epoch(self, on_batch: Callable[[int], object]) -> None:
+        """What is left of the current epoch."""
+        train = self.data.train
+        self.model.train()
+        self._since = self._clock()
+        try:
+            self._order.set_state(self._order_at_start)
+            permutation = torch.randperm(len(train), generator=self._order).to(self._device)
+            for rows in permutation.split(self.config.batch_size)[self.batch :]:
+                self._step(train.images[rows], train.labels[rows])
+                on_batch(len(rows))
+        finally:
+            self._seconds, self._since = self._epoch_seconds(), None
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss = self._loss_of(images, labels)
+        loss.backward()
+        self.optimizer.step()
+        self._loss_sum += loss.detach() * len(labels)
+        self.batch += 1
+
+    def _next_epoch(self) -> EpochRecord:
+        """Close the current epoch: its record, and the position at the start of the next one."""
+        loss, seconds = self._loss_sum.item() / len(self.data.train), self._seconds
+        self.epoch, self.batch = self.epoch + 1, 0
+        self._order_at_start = self._order.get_state()
+        self._loss_sum.zero_()
+        self._seconds = 0.0
+        return self._evaluated(loss, seconds)
+
+    def _evaluated(self, minibatch_loss: float | None, seconds: float) -> EpochRecord:
+        train_loss, train_accuracy = evaluate(self.model, self.data.train)
+        val_loss, val_accuracy = evaluate(self.model, self.data.val)
+        return EpochRecord(
+            epoch=self.epoch,
+            minibatch_loss=train_loss if minibatch_loss is None else minibatch_loss,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            epoch_seconds=seconds,
+        )
+
+    def _epoch_seconds(self) -> float:
+        return self._seconds + (0.0 if self._since is None else self._clock() - self._since)
+
+    def _clock(self) -> float:
+        synchronize(self._device)
+        return time.perf_counter()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over the examples of `split`."""
+    model.eval()
+    device = split.labels.device
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    batches = zip(split.images.split(_EVALUATION_BATCH), split.labels.split(_EVALUATION_BATCH), strict=True)
+    for images, labels in batches:
+        logits = model(images)
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    return loss.item() / len(split), correct.item() / len(split)
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.name == "adam":
+        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )

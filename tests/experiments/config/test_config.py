@@ -1,0 +1,179 @@
+"""Every unusable config is one line that names the key and what is allowed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.command.errors import ConfigError
+from experiments.config import differing_keys, dump_config, load_config, load_resolved
+from experiments.run import main
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def one_line_error(capsys) -> str:
+    """What `main` printed: nothing on stdout and a single line on stderr."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("error: "), err
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "optimizer.lrr=1",
+            "optimizer.lrr: unknown key; did you mean lr? allowed here: name, lr, momentum, nesterov, weight_decay",
+        ),
+        ("model.channels=[1,2,3]", "model.channels: unknown key; allowed here: name, hidden_"),
+        ("extends=a.yaml", "extends: unknown key; allowed here: name, model, data, optimizer"),
+        ("optimizer.lr=-1", "optimizer.lr: must be greater than 0, got -1"),
+        ("optimizer.lr=true", "optimizer.lr: must be a valid number, got True"),
+        ("optimizer.lr='0.1'", "optimizer.lr: must be a valid number, got '0.1'"),
+        ("optimizer.lr=.inf", "optimizer.lr: must be a finite number, got inf"),
+        ("optimizer.lr=.nan", "optimizer.lr: must be "),
+        ("optimizer.momentum=1", "optimizer.momentum: must be less than 1, got 1"),
+        ("optimizer.nesterov=true", "optimizer.nesterov: must be false unless optimizer.momentum"),
+        ("optimizer.name=lion", "optimizer.name: must be 'sgd' or 'adam', got 'lion'"),
+        ("optimizer=", "optimizer: must be a mapping of keys to values, got None"),
+        ("proxprop.tau_prox=-1", "proxprop.tau_prox: must be greater than 0, got -1"),
+        ("proxprop.tau_prox=.inf", "proxprop.tau_prox: must be a finite number, got inf"),
+        ("proxprop.optimization_mode=prox_cg0", "proxprop.optimization_mode: must be "),
+        ("epochs=0", "epochs: must be greater than or equal to 1, got 0"),
+        ("epochs=2.5", "epochs: must be a valid integer, got 2.5"),
+        ("batch_size=true", "batch_size: must be a valid integer, got True"),
+        ("seed=-1", "seed: must be greater than or equal to 0, got -1"),
+        ("data.train_samples=0", "data.train_samples: must be greater than or equal to 1, got 0"),
+        ("data.name=mnist", "data.name: must be 'cifar10' or 'digits', got 'mnist'"),
+        ("model.name=vgg", "model.name: must be 'mlp' or 'convnet', got 'vgg'"),
+        ("model.hidden_features=[]", "model.hidden_features: must have at least 1 entry, got []"),
+        ("model.hidden_features=[8,true]", "model.hidden_features.1: must be a valid integer"),
+        ("name=a/b", "name: must be letters, digits"),
+        ("device=tpu", "device: must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ("epochs", "'epochs': an override has the form key=value"),
+        ("optimizer.lr=[1", "optimizer.lr: cannot read the value '[1' as YAML"),
+    ],
+)
+def test_bad_value_is_one_line_and_writes_nothing(write_config, capsys, override, line):
+    assert main([str(write_config()), override]) == 2
+    assert one_line_error(capsys).startswith(line)
+    assert not Path("results").exists()
+
+
+def test_adam_has_no_momentum(write_config):
+    path = write_config(optimizer={"name": "adam", "lr": 1, "momentum": 0.9})
+    with pytest.raises(ConfigError, match=r"^optimizer\.momentum: must be 0 with adam .* got 0\.9$"):
+        load_config(path)
+
+
+def test_even_kernel_is_refused(write_config):
+    path = write_config(model={"name": "convnet", "kernel_size": 4})
+    with pytest.raises(ConfigError, match=r"^model\.kernel_size: must be odd.* got 4$"):
+        load_config(path)
+
+
+def test_missing_key_and_the_number_of_further_errors(write_config):
+    path = write_config(optimizer={"name": "sgd"}, epochs=-1)
+    with pytest.raises(ConfigError, match=r"^optimizer\.lr: missing, .* \(and 1 more\)$"):
+        load_config(path)
+
+
+def test_an_unknown_key_is_named_before_the_key_that_it_left_missing(write_config):
+    path = write_config(optimizer={"name": "sgd", "learning_rate": 1})
+    with pytest.raises(ConfigError, match=r"^optimizer\.learning_rate: unknown key"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("name: [1\nepochs: 3\n", r"broken\.yaml: not valid YAML: line 2: "),
+        ("a: 1\nb: 2\na: 3\n", r"broken\.yaml: not valid YAML: line 3: the key 'a' is given twice"),
+        ("- 1\n", r"broken\.yaml: must hold a mapping .* but holds a list"),
+        ("", r"broken\.yaml: must hold a mapping .* but is empty"),
+        (b"\xff\xfe\xfd", r"broken\.yaml: not valid YAML: "),
+        ("day: 2024-13-45\n", r"broken\.yaml: not valid YAML: "),
+    ],
+)
+def test_broken_file_is_one_line(tmp_path, content, problem):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=problem) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_through_the_command_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.run", str(tmp_path / "none.yaml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (f"error: {tmp_path}/none.yaml: cannot read this config: No such file or directory\n")
+
+
+def test_unknown_option_is_one_line(write_config, capsys):
+    assert main([str(write_config()), "--outptu", "x"]) == 2
+    assert "--outptu" in one_line_error(capsys)
+
+
+def test_extends_merges_from_the_far_base_to_the_override(write_config, tmp_path):
+    base = write_config("base", epochs=1, seed=1, batch_size=10)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "middle.yaml").write_text(f"extends: {base}\nname: middle\nseed: 2\nepochs: 2\n")
+    leaf = tmp_path / "sub" / "leaf.yaml"
+    leaf.write_text("extends: ../middle.yaml\nepochs: 3\noptimizer: {momentum: 0.5}\n")
+    config = load_config(leaf, ["optimizer.nesterov=true", "epochs=4"])
+    assert (config.name, config.batch_size, config.seed, config.epochs) == ("middle", 10, 2, 4)
+    assert config.optimizer.lr == 0.1  # a section is merged, not replaced
+    assert config.optimizer.momentum == 0.5
+    assert config.optimizer.nesterov is True
+
+
+def test_extends_in_a_circle(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"^extends: .* circle: \S+a\.yaml -> \S+b\.yaml -> \S+a"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_extends_a_missing_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: none.yaml\n")
+    with pytest.raises(ConfigError, match=r"^extends: \S+a\.yaml extends \S+none\.yaml, which is"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", ".1e-2", "1.e-3", "0.001", "10e-4"])
+def test_numbers_with_an_exponent_are_numbers(write_config, text):
+    path = write_config()
+    path.write_text(path.read_text().replace("lr: 0.1", f"lr: {text}"))
+    assert load_config(path).optimizer.lr == pytest.approx(1e-3)
+    assert load_config(path, [f"optimizer.lr={text}"]).optimizer.lr == pytest.approx(1e-3)
+
+
+def test_resolved_config_reads_back_equal_and_holds_every_key(write_config, tmp_path):
+    config = load_config(write_config(), ["optimizer.lr=1e-7"])
+    stored = tmp_path / "config.yaml"
+    stored.write_text(dump_config(config))
+    assert load_resolved(stored) == config
+    assert yaml.safe_load(stored.read_text())["optimizer"] == {
+        "name": "sgd",
+        "lr": 1e-7,
+        "momentum": 0.0,
+        "nesterov": False,
+        "weight_decay": 0.0,
+    }
+
+
+def test_differing_keys_are_dotted(write_config):
+    path = write_config()
+    other = load_config(path, ["optimizer.lr=0.5", "seed=3"])
+    assert differing_keys(load_config(path), other) == ["optimizer.lr", "seed"]

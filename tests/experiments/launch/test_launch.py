@@ -1,0 +1,251 @@
+"""Runs in other processes, here or as jobs of a cluster, are the same runs; their failures are told one by one."""
+
+import io
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.folder.lock import holder
+from experiments.folder.read import read_summary
+from experiments.launch import cluster
+from experiments.launch.board import Board
+from experiments.launch.plan import plan
+from experiments.sweep import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OUT = Path("out/configs")
+SERIAL = Path("serial/configs")
+
+
+def numbers(folder):
+    """The text of metrics.csv without its last column, the seconds."""
+    return [line.rpartition(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+
+
+def facts(folder):
+    """The summary without what is of the time."""
+    summary = read_summary(folder)
+    return {key: value for key, value in summary.items() if key not in ("seconds", "date")}
+
+
+@pytest.fixture
+def as_here(monkeypatch):
+    """Let other processes compute with as many threads as this one, and leave its environment alone."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+
+
+# --- side by side on this machine ---------------------------------------------------------------------------------
+
+
+def test_side_by_side_is_as_one_after_the_other_whatever_happens_to_some(write_config, as_here, wait_until, capsys):
+    """One run has a file in its way, one is killed, and the others are what they always are."""
+    optimizer = {"name": "sgd", "lr": 0.5, "momentum": 0.9}
+    proxprop = {"optimization_mode": "prox_cg3", "tau_prox": 0.1}
+    write_config("a", device="auto", optimizer=optimizer, proxprop=proxprop, epochs=3)
+    assert main(["configs", "device=cpu", "--output", "serial"]) == 0
+    capsys.readouterr()
+    write_config("endless", epochs=10**9)
+    write_config("in_the_way")
+    OUT.mkdir(parents=True)
+    (OUT / "in_the_way").write_text("")
+
+    def kill():
+        owner = OUT / "endless" / ".owner.json"
+        wait_until(lambda: owner.exists() and len(numbers_or_none(OUT / "endless")) > 2)
+        os.kill(json.loads(owner.read_text())["process"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code = main(["configs", "--output", "out", "--jobs", "2", "--devices", "cpu"])
+    killer.join()
+    assert code == 1
+    out, err = capsys.readouterr()
+    assert sorted(err.splitlines()) == [
+        "error: endless: ended by SIGKILL",
+        "error: in_the_way: out/configs/in_the_way: cannot write the run here: File exists; choose another --output",
+    ]
+    assert "a: finished, 3 epochs, train loss " in out
+    assert numbers(OUT / "a") == numbers(SERIAL / "a")
+    assert facts(OUT / "a") == facts(SERIAL / "a")
+    rows = [line.split()[:2] for line in out.split("\n\n")[-1].splitlines()[1:-1]]
+    assert rows == [["out/configs/a", "finished"], ["out/configs/endless", "failed"],
+                    ["out/configs/in_the_way", "failed"]]  # fmt: skip
+    assert holder(OUT / "endless") is None
+
+
+def numbers_or_none(folder):
+    return numbers(folder) if (folder / "metrics.csv").exists() else []
+
+
+def test_nothing_to_do_starts_no_process(write_config, monkeypatch, capsys):
+    write_config()
+    assert main(["configs", "--output", "out"]) == 0
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started a process"))
+    for how in (["--jobs", "2"], ["--devices", "cpu,cpu"], ["--launcher", "submitit", "--submitit", "cluster=local"]):
+        capsys.readouterr()
+        assert main(["configs", "--output", "out", *how]) == 0
+        assert "tiny: skipped, already in out/configs/tiny" in capsys.readouterr().out
+
+
+def test_missing_data_is_known_before_any_process_starts(write_config, monkeypatch, capsys):
+    write_config(data={"name": "cifar10"})
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started a process"))
+    for how in (["--jobs", "2"], ["--launcher", "submitit", "--submitit", "cluster=local"]):
+        assert main(["configs", *how]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: data/cifar-10-batches-py: no such folder")
+        assert err.count("\n") == 1
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--jobs", "-2"], "--jobs must be at least 1, got -2"),
+        (["--jobs", "many"], "argument --jobs: invalid int value: 'many'"),
+        (["--devices", "nonsense"], "device.*nonsense"),
+        (["--devices", "cpu,nonsense"], "device.*nonsense"),
+        (["--devices", "cpu,"], "device.*"),
+        (["--devices", ""], "device.*"),
+        (["--devices", "meta"], "device.*meta"),
+        (["--devices", "cuda:x"], "device.*cuda:x"),
+        (["--devices", "cuda:0"], "device: cuda:0 asked for, but PyTorch sees no CUDA device"),
+        (["--launcher", "ship"], "argument --launcher: invalid choice: 'ship'"),
+        (["--submitit", "cluster=local"], "--submitit needs --launcher submitit"),
+        (["--launcher", "submitit", "--devices", "cpu"], "--devices is for this machine"),
+        (["--launcher", "submitit", "--submitit", "local"], "'local': an override has the form key=value"),
+        (["--launcher", "submitit", "--submitit", "cluster=mars"], "--submitit: .*mars"),
+        (["--launcher", "submitit", "--submitit", "cluster=local", "--submitit", "warp=9"], "--submitit: .*warp"),
+        (["--launcher", "submitit", "--submitit", "cluster=local", "--submitit", "timeout_min=x"], "--submitit: "),
+        (["--launcher", "submitit", "--submitit", "cluster=[1]"], "--submitit: "),
+    ],
+)
+def test_options_that_cannot_be_met_are_one_line(write_config, monkeypatch, capsys, arguments, line):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started a process"))
+    write_config()
+    assert main(["configs", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.match(f"error: {line}", err), err
+    assert err.count("\n") == 1
+    assert not Path("results/configs").exists()
+
+
+# --- jobs of a cluster --------------------------------------------------------------------------------------------
+
+
+def test_runs_as_jobs_are_the_same_runs(write_config, as_here, capsys):
+    """With submitit's stand-in for a cluster, which is this machine."""
+    pytest.importorskip("submitit")
+    for name in "ab":
+        write_config(name, seed=ord(name))
+    assert main(["configs", "--output", "serial"]) == 0
+    capsys.readouterr()
+    arguments = ["configs", "--output", "out", "--launcher", "submitit"]
+    assert main([*arguments, "--submitit", "cluster=local", "--submitit", "timeout_min=2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for name in "ab":
+        assert f"{name}: finished, 2 epochs, train loss " in out
+        assert numbers(OUT / name) == numbers(SERIAL / name)
+        assert facts(OUT / name) == facts(SERIAL / name)
+    assert len(list(Path("out/submitit").glob("*/*_log.err"))) == 2
+
+
+def test_a_cluster_that_takes_no_job_says_so_in_one_line(write_config, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("submitit")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in [("srun", "exit 0"), ("sbatch", "echo 'sbatch: error: invalid partition: nope' >&2; exit 1")]:
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", "")
+    write_config()
+    arguments = ["configs", "--launcher", "submitit", "--submitit", "cluster=slurm"]
+    assert main([*arguments, "--submitit", "slurm_partition=nope"]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-1] == "error: tiny: cannot be submitted: sbatch: error: invalid partition: nope"
+    assert set(lines[:-1]) <= {"sbatch: error: invalid partition: nope"}  # which submitit passes on
+
+
+def test_submitit_that_is_not_installed_is_one_line(write_config, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "submitit", None)  # importing it fails
+    write_config()
+    assert main(["configs", "--launcher", "submitit"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: --launcher submitit needs a package that is not installed: pip install submitit\n",
+    )
+
+
+def test_a_job_tells_its_error_and_is_queued_again_to_go_on(write_config, monkeypatch, run_until):
+    """What a job does, without a job."""
+    pytest.importorskip("submitit")
+    path = write_config(epochs=3)
+    here = Path.cwd()
+    assert run_until(4, [str(path), "--output", "out/configs/tiny"]) == 143
+    (run,) = plan([path], [], Path("out"), afresh=True)
+    task = cluster._Task(run, here)
+    again = task.checkpoint().function
+    assert not again.run.afresh  # what was to be replaced has been
+    monkeypatch.chdir("/")  # jobs may start anywhere
+    before = (here / OUT / "tiny" / "metrics.csv").read_text()
+    failed, text = again()
+    assert not failed
+    assert text.startswith("tiny: finished, 3 epochs")
+    assert (here / OUT / "tiny" / "metrics.csv").read_text().startswith(before)
+
+    (run,) = plan([path], [], Path("other"))
+    Path("other/configs").mkdir(parents=True)
+    Path("other/configs/tiny").write_text("in the way")
+    failed, text = cluster._Task(run, here)()
+    assert failed
+    assert text.startswith("other/configs/tiny: cannot write the run here: File exists")
+
+
+# --- the live view ------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_how_far_the_runs_are(write_config, run_until, monkeypatch):
+    for name in "abc":
+        write_config(name, epochs=4)
+    assert run_until(7, ["configs/a.yaml"]) == 143  # two epochs and a minibatch
+    runs = plan([Path("configs")], [], Path("results"))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Board(runs) as board:
+        board.show(runs[:2])
+        text = sys.stderr.getvalue()
+        assert re.search(r"3 runs:\s+17%.*2/12", text)  # of 3 times 4 epochs
+        assert re.search(r"a\s+50%.*2/4 epochs, train loss \d\.\d{4}", text)
+        board.ended(runs[0])
+        board.show(runs[1:])
+        assert "4/12" in sys.stderr.getvalue()
+        board.show([])
+
+
+def test_no_terminal_shows_nothing(write_config, capsys):
+    write_config()
+    runs = plan([Path("configs")], [], Path("results"))
+    with Board(runs) as board:
+        board.show(runs)
+        board.ended(runs[0])
+    assert capsys.readouterr() == ("", "")
