@@ -68,7 +68,7 @@ def _cells(run: RecordedRun | None, has_failed: bool) -> tuple[str, ...]:
     status = "failed" if has_failed else run.status
     return (
         status,
-        f"{run.epochs}/{run.config.epochs}",
+        f"{run.epochs}/{run.expected_epochs}",
         _number(run.value("train_loss"), ".4g"),
         _number(run.value("val_accuracy"), ".2%"),
         _number(run.test_accuracy, ".2%"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -14,7 +15,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Compile = Literal["none", "default", "cudagraph"]
 
 #: Keys of `Config` that decide where and how a run is carried out, not what it computes.
-_EXECUTION = ("device", "compile", "checkpoint_every", "tensorboard")
+_EXECUTION = ("device", "compile", "checkpoint_every", "tensorboard", "time_limit", "min_epochs")
 
 
 class _Section(BaseModel):
@@ -35,6 +36,7 @@ class ConvNetConfig(_Section):
     name: Literal["convnet"]
     channels: Annotated[tuple[Count, Count, Count], Field(strict=False)] = (16, 20, 20)
     kernel_size: Count = 5
+    poolings: Annotated[int, Field(strict=True, ge=0, le=3)] = 2
 
     @field_validator("kernel_size")
     @classmethod
@@ -93,6 +95,8 @@ class Config(_Section):
 
     `proxprop` applies to all layers but the last. `seed` is that of the weights and, unless
     `order_seed` is given, of the order of the examples. `checkpoint_every` counts epochs.
+    `time_limit` is in seconds of training: the epoch that passes it is the last, but `min_epochs`
+    are made in any case.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,=-]*$", max_length=200)]
@@ -109,6 +113,22 @@ class Config(_Section):
     compile: Compile = "none"
     checkpoint_every: Count = 1
     tensorboard: bool = False
+    time_limit: Positive | None = None
+    min_epochs: Count = 1
+
+    def is_complete(self, epoch: int, seconds: float) -> bool:
+        """Whether a run ends after `epoch` epochs that took `seconds` of training."""
+        return epoch >= self.epochs or self._is_out_of_time(epoch, seconds)
+
+    def expected_epochs(self, epoch: int, seconds: float) -> int:
+        """How many epochs a run will have, judged by the first `epoch` ones, which took `seconds` of training."""
+        if self.time_limit is None or not seconds:
+            return self.epochs
+        until_limit = math.floor(min(self.time_limit / seconds * epoch, self.epochs)) + 1
+        return min(self.epochs, max(self.min_epochs, epoch, until_limit))
+
+    def _is_out_of_time(self, epoch: int, seconds: float) -> bool:
+        return self.time_limit is not None and seconds > self.time_limit and epoch >= self.min_epochs
 
 
 def differing_keys(one: Config, other: Config) -> list[str]:

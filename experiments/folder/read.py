@@ -87,8 +87,15 @@ class RecordedRun:
 
     @property
     def epochs(self) -> int:
-        """How many epochs are recorded; `config.epochs` is how many there are to be."""
+        """How many epochs are recorded."""
         return int(self.metrics["epoch"].iloc[-1]) if len(self.metrics) else 0
+
+    @property
+    def expected_epochs(self) -> int:
+        """How many there are to be; with a time limit, judged by those recorded."""
+        if self.status == "finished":
+            return self.epochs
+        return self.config.expected_epochs(self.epochs, self.seconds)
 
     @property
     def seconds(self) -> float:
@@ -106,7 +113,7 @@ class RecordedRun:
         """Training alone; None of a run that is over, or has no epoch to judge by."""
         if self.summary is not None or self.seconds_per_epoch is None:
             return None
-        return (self.config.epochs - self.epochs) * self.seconds_per_epoch
+        return max(0, self.expected_epochs - self.epochs) * self.seconds_per_epoch
 
     @property
     def best_val_accuracy(self) -> float | None:

@@ -44,11 +44,13 @@ class Board:
         bar.set_description_str(run.config.name, refresh=False)
         bar.total, bar.n = run.config.epochs, 0
         try:
-            last = read_metrics(run.folder).iloc[-1]
+            metrics = read_metrics(run.folder)
+            last = metrics.iloc[-1]
         except (RecordError, IndexError):  # nothing recorded yet
             bar.set_postfix_str("")
             return
         bar.n = self._epochs[run.folder] = int(last["epoch"])
+        bar.total = run.config.expected_epochs(bar.n, float(metrics["epoch_seconds"].sum()))
         bar.set_postfix_str(f"train loss {last['train_loss']:.4f}")
 
     def __enter__(self) -> Board:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -71,19 +72,18 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
             progress.advance(examples)
             stop_if_asked()
 
-        for record in run.training.records(on_batch):
-            run.records.append(record)
+        for record in run.train(on_batch):
             writer.append(record)
             write_events(record)
-            progress.show(record)
-            if record.diverged:
-                break
-            stop_if_asked()
-            if 0 < record.epoch < config.epochs and record.epoch % config.checkpoint_every == 0:
+            progress.show(record, run.trained_seconds)
+            if not record.diverged:
+                stop_if_asked()
+            if record.epoch and record.epoch % config.checkpoint_every == 0 and not run.is_complete:
                 writer.checkpoint(run.state_dict())
         summary = run.summary()
         writer.finish(summary)
     last, epochs = run.records[-1], f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
+    epochs += " (time limit)" * ("ended_by" in summary)
     return (
         f"{config.name}: {summary['status']}, {epochs}, train loss {last.train_loss:.4g}, "
         f"test accuracy {summary['test_accuracy']:.2%}, wrote {folder}"
@@ -110,6 +110,25 @@ class _Run:
     @property
     def examples_seen(self) -> int:
         return self.training.epoch * len(self.data.train) + self.training.batch * self.config.batch_size
+
+    @property
+    def trained_seconds(self) -> float:
+        return sum(record.epoch_seconds for record in self.records)
+
+    @property
+    def is_complete(self) -> bool:
+        diverged = bool(self.records) and self.records[-1].diverged
+        return diverged or self.config.is_complete(self.training.epoch, self.trained_seconds)
+
+    def train(self, on_batch: Callable[[int], object]) -> Iterator[EpochRecord]:
+        """The records that are still to come."""
+        if self.is_complete:
+            return
+        for record in self.training.records(on_batch):
+            self.records.append(record)
+            yield record
+            if self.is_complete:
+                return
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -153,13 +172,17 @@ class _Run:
             raise refuse_checkpoint(folder, f"of another version of this project ({reason})") from error
 
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` holds; `earlier_environments` only where the run changed machine or code."""
+        """What `summary.json` holds.
+
+        `ended_by` only where that is the time limit, `earlier_environments` only where the run changed machine or code.
+        """
         test_loss, test_accuracy = evaluate(self.training.model, self.data.test)
         config, last = self.config, self.records[-1]
         return {
             "name": config.name,
             "status": "diverged" if last.diverged else "finished",
             "epochs": last.epoch,
+            **({"ended_by": "time_limit"} if not last.diverged and last.epoch < config.epochs else {}),
             "test_loss": test_loss if math.isfinite(test_loss) else None,  # JSON has no NaN
             "test_accuracy": test_accuracy,
             "seed": config.seed,

@@ -14,7 +14,7 @@ class Progress:
     """A bar over all examples of the run; silent when stderr is no terminal."""
 
     def __init__(self, config: Config, train_examples: int, done: int = 0) -> None:
-        self._epochs, self._examples = config.epochs, train_examples
+        self._config, self._examples = config, train_examples
         self._bar = tqdm(
             total=config.epochs * train_examples,
             initial=done,
@@ -27,10 +27,13 @@ class Progress:
     def advance(self, examples: int) -> None:
         self._bar.update(examples)
 
-    def show(self, record: EpochRecord) -> None:
+    def show(self, record: EpochRecord, seconds: float) -> None:
+        """`seconds`: what all epochs so far took."""
+        epochs = self._config.expected_epochs(record.epoch, seconds)
+        self._bar.total = epochs * self._examples
         speed = self._examples / record.epoch_seconds if record.epoch_seconds else math.nan
         self._bar.set_postfix_str(
-            f"epoch {record.epoch}/{self._epochs}, train loss {record.train_loss:.4f}, "
+            f"epoch {record.epoch}/{epochs}, train loss {record.train_loss:.4f}, "
             f"val loss {record.val_loss:.4f}" + (f", {speed:,.0f} images/s" if record.epoch else "")
         )
 

@@ -38,16 +38,16 @@ def mlp(config: MLPConfig, layer_options: dict[str, Any]) -> nn.Sequential:
 
 
 def convnet(config: ConvNetConfig, layer_options: dict[str, Any]) -> nn.Sequential:
-    """The ConvNet: three convolutions with ReLU, the first two followed by max-pooling by 2."""
-    first, second, third = config.channels
+    """The ConvNet: three convolutions with ReLU, the first so many of them followed by max-pooling by 2.
 
-    def conv(fan_in: int, fan_out: int) -> nn.Module:
-        padding = config.kernel_size // 2
-        return ProxPropConv2d(fan_in, fan_out, config.kernel_size, padding=padding, **layer_options)
-
-    return nn.Sequential(
-        conv(3, first), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-        conv(first, second), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-        conv(second, third), nn.ReLU(inplace=True),
-        nn.Flatten(), nn.Linear(third * 8 * 8, _CLASSES),
-    )  # fmt: skip
+    Two in the paper's published code (which leaves 1280 features to the last layer), three in its text (320).
+    """
+    layers: list[nn.Module] = []
+    padding = config.kernel_size // 2
+    for index, (fan_in, fan_out) in enumerate(pairwise((3, *config.channels))):
+        layers += [ProxPropConv2d(fan_in, fan_out, config.kernel_size, padding=padding, **layer_options)]
+        layers += [nn.ReLU(inplace=True)]
+        if index < config.poolings:
+            layers.append(nn.MaxPool2d(2))
+    features = config.channels[-1] * (32 >> config.poolings) ** 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, _CLASSES))

@@ -581,7 +581,7 @@ def test_events_go_on_with_a_resumed_run(write_config, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     path = str(write_config(epochs=6, checkpoint_every=2, tensorboard=True))
 
-    def crash(progress, record):
+    def crash(progress, record, seconds):
         if record.epoch == 5:
             raise Crash("after the events of epoch 5 are written")
 

@@ -174,7 +174,7 @@ def test_a_signal_during_an_evaluation_is_not_lost(expected, monkeypatch, capsys
     with monkeypatch.context() as patch:
         patch.setattr(
             "experiments.launch.execute.Progress.show",
-            lambda self, record: record.epoch == epoch and signal.raise_signal(signal.SIGTERM),
+            lambda self, record, seconds: record.epoch == epoch and signal.raise_signal(signal.SIGTERM),
         )
         assert main(["configs/tiny.yaml"]) == 143
     assert f"stopped after epoch {epoch}, its state saved" in capsys.readouterr().err

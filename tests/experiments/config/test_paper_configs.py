@@ -19,13 +19,27 @@ PAPER = {
     "convnet_adam_cg10": ("convnet", "adam", 1e-3, "prox_cg10", 1, 50),
     "convnet_adam_gradient": ("convnet", "adam", 1e-3, "gradient", 1, 1000),
 }
-PUBLISHED = {
-    name: (*row[:3], row[3].replace("prox_", "published_"), *row[4:]) for name, row in PAPER.items() if "_cg" in name
-}
+TEXT = {name.replace("convnet", "convnet_text"): row for name, row in PAPER.items() if "convnet" in name}
 
 
-@pytest.mark.parametrize(("folder", "table"), [("paper", PAPER), ("paper_published", PUBLISHED)])
-def test_paper_table(folder, table):
+def published(table):
+    return {
+        name: (*row[:3], row[3].replace("prox_", "published_"), *row[4:])
+        for name, row in table.items()
+        if "_cg" in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("folder", "table", "poolings"),
+    [
+        ("paper", PAPER, 2),
+        ("paper_published", published(PAPER), 2),
+        ("paper_text", TEXT, 3),
+        ("paper_text_published", published(TEXT), 3),
+    ],
+)
+def test_paper_table(folder, table, poolings):
     configs = {path.stem: load_config(path) for path in (CONFIGS / folder).glob("*.yaml")}
     found = {
         stem: (
@@ -49,6 +63,9 @@ def test_paper_table(folder, table):
             assert config.model.hidden_features == (4000, 1000, 4000)
         else:
             assert (config.model.channels, config.model.kernel_size) == ((16, 20, 20), 5)
+            assert config.model.poolings == poolings
+        if stem.endswith("gradient"):
+            assert config.min_epochs == 50
 
 
 def test_quick_holds_the_same_comparisons_on_digits():

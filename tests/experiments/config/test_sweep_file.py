@@ -288,16 +288,24 @@ def test_a_plain_run_counts_among_the_runs_with_other_seeds(capsys):
     assert "tiny,seed=1: finished" in out
 
 
-def test_the_stability_sweep_is_the_papers():
-    file = load_config_file(ROOT / "configs" / "sweeps" / "stability.yaml")
-    assert len(file.configs) == 36
-    assert len(set(names(file))) == 36
-    taus = {50, 10, 5, 1, 0.5, 0.1, 0.05, 0.005, 0.0005}
-    for mode in ("gradient", "prox_cg1", "prox_cg3", "prox_cg5"):
+VALUES = {50, 10, 5, 1, 0.5, 0.1, 0.05, 0.005, 0.0005}
+
+
+def test_table_1_varies_the_learning_rate_alone():
+    file = load_config_file(ROOT / "configs" / "sweeps" / "table1.yaml")
+    modes = ["gradient"] + [f"{solver}_cg{n}" for solver in ("published", "prox") for n in (1, 3, 5)]
+    assert len(set(names(file))) == len(file.configs) == 9 * len(modes)
+    for mode in modes:
         configs = [config for config in file.configs if config.proxprop.optimization_mode == mode]
-        assert {config.proxprop.tau_prox for config in configs} == taus
-        assert len(configs) == 9
-        for config in configs:
-            assert config.optimizer.lr == (config.proxprop.tau_prox if mode == "gradient" else 1)
-            assert config.name == f"optimization_mode={mode},tau_prox={config.proxprop.tau_prox:g}"
-            assert config.seed == 0
+        assert {config.optimizer.lr for config in configs} == VALUES
+        assert {config.proxprop.tau_prox for config in configs} == {1.0}
+        assert {(config.epochs, config.batch_size, config.seed) for config in configs} == {(50, 500, 0)}
+
+
+def test_the_sweep_over_tau_prox_holds_the_learning_rate():
+    file = load_config_file(ROOT / "configs" / "sweeps" / "tau_prox.yaml")
+    assert len(set(names(file))) == len(file.configs) == 36
+    for mode in ("prox_exact", "prox_cg1", "prox_cg3", "prox_cg5"):
+        configs = [config for config in file.configs if config.proxprop.optimization_mode == mode]
+        assert {config.proxprop.tau_prox for config in configs} == VALUES
+        assert {config.optimizer.lr for config in configs} == {1.0}

@@ -167,7 +167,8 @@ def test_a_folder_removed_while_running_is_one_line(write_config, monkeypatch, c
     if tensorboard:
         pytest.importorskip("tensorboard")
     monkeypatch.setattr(
-        "experiments.launch.execute.Progress.show", lambda self, record: record.epoch == 1 and shutil.rmtree("results")
+        "experiments.launch.execute.Progress.show",
+        lambda self, record, seconds: record.epoch == 1 and shutil.rmtree("results"),
     )
     assert main([str(write_config(epochs=4)), f"tensorboard={tensorboard}".lower()]) == 2
     out, err = capsys.readouterr()

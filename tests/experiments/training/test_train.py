@@ -87,9 +87,16 @@ def test_networks_are_the_papers(write_config):
     convnet = build(load_config(write_config(model={"name": "convnet"})))
     shapes = [tuple(p.shape) for p in convnet.parameters() if p.dim() > 1]
     assert shapes == [(16, 3, 5, 5), (20, 16, 5, 5), (20, 20, 5, 5), (10, 1280)]
+
+
+@pytest.mark.parametrize(("poolings", "features"), [(0, 20480), (2, 1280), (3, 320)])
+def test_the_first_convolutions_are_pooled(write_config, poolings, features):
+    convnet = build(load_config(write_config(model={"name": "convnet", "poolings": poolings})))
+    convolutions = [index for index, module in enumerate(convnet) if isinstance(module, nn.Conv2d)]
+    pooled = [isinstance(convnet[index + 2], nn.MaxPool2d) for index in convolutions]
+    assert pooled == [True] * poolings + [False] * (3 - poolings)
+    assert convnet[-1].weight.shape == (10, features)
     assert convnet(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-    pooled = [type(module) for module in convnet].count(nn.MaxPool2d)
-    assert pooled == 2
 
 
 @pytest.mark.parametrize("name", ["mlp", "convnet"])
