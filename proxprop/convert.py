@@ -213,7 +213,7 @@ def revert(model: nn.Module) -> tuple[str, ...]:
         plain.append(known)
     for (_, module), plain_class in zip(layers, plain, strict=True):
         module.__class__ = plain_class
-        for state in ("_proximal", "_found_linear"):
+        for state in ("_proximal", "_found_linear", "_computed_checked"):  # what layers.py and generator.py keep
             vars(module).pop(state, None)
     return tuple(name for name, _ in layers)
 
@@ -258,7 +258,7 @@ class _Place:
     module: nn.Module
     names: list[str]
     parents: list[tuple[nn.Module, str]]
-    within: str | None  # the name of a ProxProp layer that it is a part of
+    above: tuple[tuple[str, nn.Module], ...]  # what its first name goes through, with names
     partners: dict[str, str]  # names of its parameters, to names of other modules that have them, too
 
     def without_class(self) -> str | None:
@@ -270,8 +270,11 @@ class _Place:
         module = self.module
         if not isinstance(module, (*_PROXPROP, ProxPropLayer)):
             return "no parameters (quantised?)"
-        if self.within is not None:
-            return f"part of a ProxProp layer, {self.within or 'the model itself'}"
+        for name, outer in self.above:
+            if isinstance(outer, ProxPropLayer):
+                return f"part of a ProxProp layer, {name or 'the model itself'}"
+            if type(outer).__name__ == "FullyShardedDataParallel":  # importing it takes longer than all of this
+                return "sharded: within FullyShardedDataParallel"
         for parent, attribute in self.parents:
             if _uses(type(parent), attribute) == (True, False):
                 return f"{type(parent).__name__} reads its weight and does not call it"
@@ -315,11 +318,11 @@ def _unfit_parameters(module: nn.Module) -> str | None:
     """What is wrong where ``weight`` and ``bias`` are not the layer's own, whole and real."""
     registered = module._parameters
     for name in ("weight", "bias"):
-        if name not in registered:  # pruned, or normalised by a hook; or taken by a wrapper such as FSDP
+        if name not in registered:  # pruned, or normalised by a hook; or taken by a wrapper
             sources = ", ".join(other for other in registered if other.startswith(f"{name}_"))
             return f"its {name} is computed from {sources}" if sources else f"its {name} is no parameter (sharded?)"
     weight = registered["weight"]
-    if weight is None or weight.dim() < 2:  # what FSDP and DeepSpeed leave in place of it
+    if weight is None or weight.dim() < 2:  # what DeepSpeed leaves in place of it
         return "sharded: its weight is not here"
     return "complex" if weight.is_complex() else None
 
@@ -339,7 +342,7 @@ def _uses(parent: type[nn.Module], child: str) -> tuple[bool, bool]:
             function = inspect.unwrap(member) if callable(member) else None
             if not isinstance(function, types.FunctionType):
                 continue
-            loads = [*_attribute_loads(function.__code__), None, None]
+            loads = [*_attribute_loads(function.__code__, child), None, None]
             for name, second, third in zip(loads, loads[1:], loads[2:], strict=False):
                 if name == child and second not in ("weight", "bias"):
                     others = True
@@ -348,14 +351,15 @@ def _uses(parent: type[nn.Module], child: str) -> tuple[bool, bool]:
     return reads, others
 
 
-def _attribute_loads(code: types.CodeType) -> Iterator[str | None]:
-    """The attributes that ``code`` loads, in order, with None in place of any other instruction."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname != "EXTENDED_ARG":
-            yield instruction.argval if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") else None
+def _attribute_loads(code: types.CodeType, child: str) -> Iterator[str | None]:
+    """The attributes that functions with an attribute ``child`` load, in order; None for any other instruction."""
+    if child in code.co_names:
+        for instruction in dis.get_instructions(code):
+            if instruction.opname != "EXTENDED_ARG":
+                yield instruction.argval if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") else None
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _attribute_loads(constant)
+            yield from _attribute_loads(constant, child)
 
 
 def _places(model: nn.Module) -> list[_Place]:
@@ -364,8 +368,7 @@ def _places(model: nn.Module) -> list[_Place]:
     owners: dict[int, list[str]] = collections.defaultdict(list)  # of each parameter
     for name, module, above in _walk(model, "", ()):
         if id(module) not in places:
-            within = next((n for n, m in above if isinstance(m, ProxPropLayer)), None)
-            places[id(module)] = _Place(module, [], [], within, {})
+            places[id(module)] = _Place(module, [], [], above, {})
             for parameter in module.parameters(recurse=False):
                 owners[id(parameter)].append(name)
         places[id(module)].names.append(name)
@@ -404,7 +407,7 @@ def _matcher(keyword: str, selector: Selector) -> Callable[[_Place], bool]:
         except re.error as error:
             raise ValueError(f"convert: {keyword}: {selector!r} is no regular expression: {error}") from None
         return lambda place: any(pattern.search(name) for name in place.names)
-    if callable(selector):
+    if callable(selector) and not isinstance(selector, type | nn.Module):
         return lambda place: any(selector(name, place.module) for name in place.names)
     raise TypeError(
         f"convert: {keyword} must be a regular expression or a function of name and module, got {selector!r}"
