@@ -363,7 +363,7 @@ def _attribute_loads(code: types.CodeType, child: str) -> Iterator[str | None]:
 
 
 def _places(model: nn.Module) -> list[_Place]:
-    """The model's modules that have parameters, or that look like layers which might have had some."""
+    """The model's modules that have parameters, or should have some."""
     places: dict[int, _Place] = {}
     owners: dict[int, list[str]] = collections.defaultdict(list)  # of each parameter
     for name, module, above in _walk(model, "", ()):
@@ -379,14 +379,18 @@ def _places(model: nn.Module) -> list[_Place]:
             others = [name for name in owners[id(parameter)] if name != place.names[0]]
             if others:
                 place.partners[key] = others[0] or "the model itself"
-    return [place for place in places.values() if _has_parameters(place.module) or _looks_like_a_layer(place.module)]
+    return [
+        place
+        for place in places.values()
+        if _has_parameters(place.module)
+        or isinstance(place.module, (*_PROXPROP, ProxPropLayer))
+        or (_had_parameters(place.module) and not any(_had_parameters(module) for _, module in place.above))
+    ]
 
 
-def _looks_like_a_layer(module: nn.Module) -> bool:
-    leaf = next(module.children(), None) is None
-    return isinstance(module, (*_PROXPROP, ProxPropLayer)) or (
-        leaf and re.search("Linear|Conv", type(module).__name__) is not None
-    )
+def _had_parameters(module: nn.Module) -> bool:
+    """Whether this looks like a layer whose parameters were packed away, by its name, as there is nothing else."""
+    return re.search("Linear|Conv", type(module).__name__) is not None and next(module.parameters(), None) is None
 
 
 def _walk(
