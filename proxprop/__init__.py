@@ -1,5 +1,6 @@
 """Proximal Backpropagation (Frerix, Möllenhoff, Moeller, Cremers, ICLR 2018) as torch.nn layers."""
 
+from proxprop.convert import ConversionReport, LayerReport, convert, param_groups, revert
 from proxprop.generator import proxprop_module_generator
 from proxprop.layers import ProxPropConv1d, ProxPropConv2d, ProxPropConv3d, ProxPropLinear
 
@@ -11,4 +12,10 @@ __all__ = [
     "ProxPropConv3d",
     # A layer of any class
     "proxprop_module_generator",
+    # A whole model
+    "convert",
+    "revert",
+    "param_groups",
+    "ConversionReport",
+    "LayerReport",
 ]
