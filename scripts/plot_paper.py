@@ -1,6 +1,6 @@
-"""Draws the paper's figures from the runs in a results folder, as one vector PDF.
+"""Draws the paper's figures from the runs in results folders, as one vector PDF.
 
-python scripts/plot_paper.py results/paper --published results/paper_published --output paper.pdf
+python scripts/plot_paper.py results/paper results/paper_text --published results/paper_published --output paper.pdf
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from matplotlib.figure import Figure as Page
-
-from experiments.command.cli import Parser, run_command
-from experiments.folder.read import RecordedRun
-from scripts.plots import style
+from experiments.command.cli import Parser, UsageError, run_command
+from experiments.folder.read import RecordedRun, find_runs, read_run
+from scripts.plots import style, table1
 from scripts.plots.draw import Drawn, draw_figure
 from scripts.plots.figures import FIGURES, Figure
-from scripts.plots.notes import add_footer, band_note, joined, status_note
-from scripts.plots.output import to_pdf, write
-from scripts.plots.runs import Replicates, load_runs
+from scripts.plots.notes import Footer, band_note, joined, seconds_note, status_note
+from scripts.plots.output import Page, to_pdf, write
+from scripts.plots.runs import Replicates, load_runs, with_seconds_of
 from scripts.plots.table import draw_table, make_table, to_markdown
 
 Runs = dict[str, Replicates]
@@ -31,16 +29,15 @@ def recorded(groups: Iterable[Replicates]) -> list[RecordedRun]:
     return [run for group in groups for run in group.runs]
 
 
-def own_page(figure: Figure, runs: Runs) -> Page:
+def own_page(figure: Figure, runs: Runs, quiet: Sequence[RecordedRun]) -> Page:
     drawn = [Drawn(curve, runs[curve.run]) for curve in figure.curves if curve.run in runs]
-    page = draw_figure(figure, figure.title, drawn)
     bands = band_note(len(item.group.runs) for item in drawn)
-    note = joined(bands, status_note([curve.run for curve in figure.curves], runs))
-    add_footer(page, recorded(item.group for item in drawn), [note])
-    return page
+    names = [curve.run for curve in figure.curves]
+    notes = [joined(bands, status_note(names, runs)), seconds_note(quiet, [item.group for item in drawn])]
+    return draw_figure(figure, figure.title, drawn, Footer.of(recorded(item.group for item in drawn), notes))
 
 
-def published_page(figure: Figure, runs: Runs, published: Runs) -> Page:
+def published_page(figure: Figure, runs: Runs, published: Runs, quiet: Sequence[RecordedRun]) -> Page:
     """The figure with the published solver's curves, dashed, beside ours.
 
     The published solver is a conjugate gradient, so of ours the others are left out.
@@ -52,41 +49,61 @@ def published_page(figure: Figure, runs: Runs, published: Runs) -> Page:
         for source in (runs, published)
         if curve.run in source
     ]
-    page = draw_figure(figure, f"{figure.title}, with the published solver", drawn)
     names = [curve.run for curve in compared]
     bands = band_note(len(item.group.runs) for item in drawn)
-    notes = [joined(bands, status_note(names, runs)), status_note(names, published, " (published solver)")]
-    add_footer(page, recorded(item.group for item in drawn), notes)
-    return page
+    notes = [
+        joined(bands, status_note(names, runs), status_note(names, published, " (published solver)")),
+        seconds_note(quiet, [item.group for item in drawn]),
+    ]
+    title = f"{figure.title}, with the published solver"
+    return draw_figure(figure, title, drawn, Footer.of(recorded(item.group for item in drawn), notes))
 
 
-def table_page(runs: Runs, published: Runs) -> Page:
-    page = draw_table(make_table(runs, published))
-    add_footer(page, recorded([*runs.values(), *published.values()]), [])
-    return page
+def shown_figures(runs: Runs) -> list[Figure]:
+    """The figures of which there is a run; all if there is none at all."""
+    return [figure for figure in FIGURES if any(curve.run in runs for curve in figure.curves)] or list(FIGURES)
 
 
-def make_pages(runs: Runs, published: Runs) -> list[Page]:
-    pages = [own_page(figure, runs) for figure in FIGURES]
-    if published:
-        pages += [published_page(figure, runs, published) for figure in FIGURES]
-    return [*pages, table_page(runs, published)]
+def make_pages(runs: Runs, published: Runs, table_1: Sequence[RecordedRun], quiet: Sequence[RecordedRun]) -> list[Page]:
+    figures = shown_figures(runs)
+    pages = [own_page(figure, runs, quiet) for figure in figures]
+    pages += [published_page(figure, runs, published, quiet) for figure in shown_figures(published) if published]
+    groups = [*runs.values(), *published.values()]
+    footer = Footer.of(recorded(groups), [seconds_note(quiet, groups)])
+    pages.append(draw_table(make_table(figures, runs, published), footer))
+    if table_1:
+        rows, found = table1.read_table(table_1)
+        pages += [table1.draw_table1(rows, found), table1.draw_numbers(rows, found)]
+    return pages
 
 
 def plot(options: argparse.Namespace) -> int:
-    runs = load_runs(options.results)
-    published = load_runs(options.published) if options.published else {}
+    if options.output.suffix != ".pdf":
+        raise UsageError(f"--output must end in .pdf, got {options.output}")
+    runs = load_runs(*options.results)
+    published = load_runs(*options.published)
+    table_1 = read_all([options.table1] if options.table1 else [])
+    quiet = read_all(options.seconds_from)
+    if quiet:
+        runs, published = with_seconds_of(runs, quiet), with_seconds_of(published, quiet)
     style.apply()
-    write(options.output, to_pdf(make_pages(runs, published)))
+    write(options.output, to_pdf(make_pages(runs, published, table_1, quiet)))
     print_notes(runs)
     if options.table:
-        write(options.table, to_markdown(make_table(runs, published)).encode())
+        text = to_markdown(make_table(shown_figures(runs), runs, published))
+        if table_1:
+            text += f"\n**{table1.TITLE}**\n\n{table1.to_markdown(table1.read_table(table_1)[0])}"
+        write(options.table, text.encode())
     return 0
+
+
+def read_all(roots: Iterable[Path]) -> list[RecordedRun]:
+    return [read_run(folder) for root in roots for folder in find_runs(root)]
 
 
 def print_notes(runs: Runs) -> None:
     """What the figures lack, and what they have no place for."""
-    known = [curve.run for figure in FIGURES for curve in figure.curves]
+    known = [curve.run for figure in shown_figures(runs) for curve in figure.curves]
     if note := status_note(known, runs):
         print(f"note: {note}")
     if others := [name for name in runs if name not in known]:
@@ -95,10 +112,21 @@ def print_notes(runs: Runs) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="plot_paper.py", description=__doc__.splitlines()[0])
-    parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="one folder a run")
-    parser.add_argument("--published", metavar="DIR", type=Path, help="the same runs with the published solver")
+    parser.add_argument("results", metavar="RESULTS_DIR", type=Path, nargs="+", help="one folder a run in it or below")
+    parser.add_argument(
+        "--published", metavar="DIR", type=Path, nargs="+", default=[], help="the same runs with the published solver"
+    )
+    parser.add_argument("--table1", metavar="DIR", type=Path, help="the runs of configs/sweeps/table1.yaml")
+    parser.add_argument(
+        "--seconds-from",
+        metavar="DIR",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="take the seconds an epoch from these runs, made on a quiet machine, in place of each run's own",
+    )
     parser.add_argument("--output", metavar="FILE.pdf", type=Path, required=True)
-    parser.add_argument("--table", metavar="FILE.md", type=Path, help="write the last page's table as Markdown too")
+    parser.add_argument("--table", metavar="FILE.md", type=Path, help="write the tables as Markdown too")
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from experiments.config.loading import dump_config, load_config, load_resolved, parse_config
 from experiments.config.schema import (
+    EXECUTION_KEYS,
     Compile,
     Config,
     ConvNetConfig,
@@ -13,6 +14,7 @@ from experiments.config.schema import (
 )
 
 __all__ = [
+    "EXECUTION_KEYS",
     "Compile",
     "Config",
     "ConvNetConfig",

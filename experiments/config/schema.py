@@ -15,7 +15,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Compile = Literal["none", "default", "cudagraph"]
 
 #: Keys of `Config` that decide where and how a run is carried out, not what it computes.
-_EXECUTION = ("device", "compile", "checkpoint_every", "tensorboard", "time_limit", "min_epochs")
+EXECUTION_KEYS = ("device", "compile", "checkpoint_every", "tensorboard", "time_limit", "min_epochs")
 
 
 class _Section(BaseModel):
@@ -134,7 +134,7 @@ class Config(_Section):
 def differing_keys(one: Config, other: Config) -> list[str]:
     """Dotted names of the keys whose values differ, of those that decide the numbers."""
     first, second = flat(one), flat(other)
-    return [key for key in {**first, **second} if key not in _EXECUTION and first.get(key) != second.get(key)]
+    return [key for key in {**first, **second} if key not in EXECUTION_KEYS and first.get(key) != second.get(key)]
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure as Page
 from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
 
 from scripts.plots import style
-from scripts.plots.figures import Curve, Figure, Panel
+from scripts.plots.figures import Curve, Figure, Panel, Reference
+from scripts.plots.notes import Footer
 from scripts.plots.runs import Replicates, points
 
 TIME_UNITS = ((2 * 3600, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
@@ -34,11 +36,16 @@ def x_ends(figure: Figure, drawn: Sequence[Drawn]) -> dict[str, float]:
     """
     groups = [item.group for item in drawn]
     proxprop = [item.group for item in drawn if item.curve.is_proxprop] or groups
-    timed = [group for group in groups if group.name in figure.time_ends_with] or proxprop
+    timed = [group for group in groups if group.name in figure.time_ends_with and _is_timed(group)]
+    timed = timed or [group for group in proxprop if _is_timed(group)]
     return {
         "epoch": max(group.epochs for group in proxprop),
-        "seconds": max(group.seconds for group in timed),
+        "seconds": max((group.seconds for group in timed), default=1.0),
     }
+
+
+def _is_timed(group: Replicates) -> bool:
+    return math.isfinite(group.seconds)
 
 
 def x_unit(panel: Panel, x_end: float) -> tuple[int, str]:
@@ -97,8 +104,31 @@ def mark_divergence(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: flo
             )
 
 
-def draw_panel(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) -> None:
+def draw_references(axes: Axes, references: Sequence[Reference]) -> None:
+    """Thin lines at what the paper states, labelled at the right: the highest above its line, the others below."""
+    highest = max((reference.value for reference in references), default=0.0)
+    for reference in references:
+        color = style.LINES[reference.style].color
+        axes.axhline(reference.value, color=color, linewidth=0.8, linestyle=":", zorder=1)
+        axes.annotate(
+            f"{reference.label} {100 * reference.value:g} %",
+            (1, reference.value),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 1.5 if reference.value == highest else -1.5),
+            textcoords="offset points",
+            fontsize=6.5,
+            color=color,
+            ha="right",
+            va="bottom" if reference.value == highest else "top",
+            zorder=6,
+        )
+
+
+def draw_panel(
+    axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float, references: Sequence[Reference] = ()
+) -> None:
     draw_curves(axes, panel, drawn, x_end)
+    draw_references(axes, references)
     axes.set_title(panel.title)
     size, label = x_unit(panel, x_end)
     axes.set_xlabel(label)
@@ -131,32 +161,47 @@ def scale_loss(axes: Axes, low: float, high: float) -> None:
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     axes.yaxis.minorticks_off()
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if high < 300 * low:
         subs = (1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7)
         axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn]) -> Page:
-    """One page: the title, a legend for all panels, the panels side by side."""
+def new_page(title: str) -> Page:
     page = Page(figsize=style.PAGE)
-    page.text(0.045, 0.955, title, fontsize=15, fontweight="bold", va="top")
+    page.text(style.LEFT, style.TITLE_TOP, title, fontsize=15, fontweight="bold", va="top")
+    return page
+
+
+def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn], footer: Footer) -> Page:
+    """One page: the title, a legend for all panels, the panels side by side, the footer."""
+    page = new_page(title)
+    footer.draw(page)
     columns = len(figure.panels)
-    grid = page.add_gridspec(1, columns, left=0.065, right=0.97, bottom=0.235, top=0.77, wspace=0.1 + 0.07 * columns)
+    rows = 2 if any(item.published for item in drawn) else 1
+    grid = page.add_gridspec(
+        1,
+        columns,
+        left=0.065,
+        right=0.97,
+        bottom=footer.top + 0.1,
+        top=style.LEGEND_TOP - rows * style.LEGEND_ROW - 0.055,
+        wspace=0.1 + 0.07 * columns,
+    )
     if not drawn:
         page.text(0.5, 0.5, "no run of this figure is there", ha="center", color=style.MUTED)
         return page
     ends = x_ends(figure, drawn)
     for column, panel in enumerate(figure.panels):
         axes = page.add_subplot(grid[0, column])
-        draw_panel(axes, panel, drawn, ends[panel.x])
-    rows = 2 if any(item.published for item in drawn) else 1
+        references = [reference for reference in figure.references if reference.y == panel.y]
+        draw_panel(axes, panel, drawn, ends[panel.x], references)
     handles, labels = page.axes[0].get_legend_handles_labels()
     page.legend(
         handles,
         labels,
         loc="upper left",
-        bbox_to_anchor=(0.038, 0.905),
+        bbox_to_anchor=(0.038, style.LEGEND_TOP),
         ncols=(len(labels) + rows - 1) // rows,
         handlelength=3.6,
         columnspacing=1.8,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import textwrap
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure as Page
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from experiments.folder.read import RecordedRun
 from scripts.plots import style
 from scripts.plots.runs import Replicates
 
-WIDTH = 226  # characters of the footer's font that fit on a page
-NOTE_WIDTH = 170  # characters of the notes' larger one
+NOTE_SIZE, PROVENANCE_SIZE = 8.0, 7.2  # points
+NO_BREAK = "\N{NO-BREAK SPACE}"
+BOTTOM = 0.03  # of the page's height
 
 
 def status_note(names: Iterable[str], groups: Mapping[str, Replicates], where: str = "") -> str:
@@ -33,6 +37,22 @@ def band_note(seeds: Iterable[int]) -> str:
     """What a band is, given how many seeds each curve or point has; nothing where there is no band."""
     several = sorted({count for count in seeds if count > 1})
     return f"bands: one standard deviation over {' or '.join(map(str, several))} seeds" if several else ""
+
+
+def _named(group: Replicates) -> str:
+    published = group.runs[0].config.proxprop.optimization_mode.startswith("published")
+    return group.name + " (published solver)" * published
+
+
+def seconds_note(quiet: Sequence[RecordedRun], groups: Iterable[Replicates]) -> str:
+    """Where the seconds come from, and which of the `groups` have none; nothing where they are the runs' own."""
+    if not quiet:
+        return ""
+    summaries = [run.summary for run in quiet if run.summary]
+    where = distinct(f"{s['device_name']}, {s['threads']} threads, PyTorch {s['torch']}" for s in summaries)
+    without = distinct(_named(group) for group in groups if not math.isfinite(group.seconds))
+    note = f"seconds: medians of shorter runs of the same settings on a quiet machine ({where})"
+    return note + (f"; none for {without}" if without else "")
 
 
 def joined(*notes: str) -> str:
@@ -85,13 +105,61 @@ def provenance(runs: Sequence[RecordedRun]) -> str:
         "commit": distinct(short_commit(s["git_commit"]) for s in summaries),
         "date": dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
     }
-    # Spaces within a field do not break a line (U+00A0).
-    return " · ".join(f"{name}: {value}".replace(" ", "\N{NO-BREAK SPACE}") for name, value in fields.items())
+    # A line breaks between fields and after a comma alone (U+00A0).
+    text = " · ".join(f"{name}: {value}".replace(" ", NO_BREAK) for name, value in fields.items())
+    return text.replace(f",{NO_BREAK}", ", ")
 
 
-def add_footer(page: Page, runs: Sequence[RecordedRun], notes: Sequence[str]) -> None:
-    """Writes the notes and, below them, the provenance at the bottom of the page."""
-    footer = textwrap.fill(provenance(runs), WIDTH)
-    page.text(0.045, 0.03, footer, fontsize=7.2, color=style.MUTED, va="bottom", linespacing=1.4)
-    note = "\n".join(textwrap.fill(note, NOTE_WIDTH) for note in notes if note)
-    page.text(0.045, 0.118, note, fontsize=8, fontweight="bold", va="bottom", linespacing=1.3)
+@dataclass(frozen=True)
+class Footer:
+    """The notes and, below them, the provenance, as lines that fit the page's width.
+
+    Attributes:
+        top: Where they end, as a fraction of the page's height from below.
+    """
+
+    notes: tuple[str, ...]
+    provenance: tuple[str, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[RecordedRun], notes: Iterable[str]) -> Footer:
+        return cls(
+            tuple(line for note in notes if note for line in wrapped(note, NOTE_SIZE, "bold")),
+            tuple(wrapped(provenance(runs), PROVENANCE_SIZE)),
+        )
+
+    @property
+    def top(self) -> float:
+        return self._notes_bottom + _height(len(self.notes), NOTE_SIZE)
+
+    @property
+    def _notes_bottom(self) -> float:
+        return BOTTOM + _height(len(self.provenance), PROVENANCE_SIZE) + 0.012
+
+    def draw(self, page: Page) -> None:
+        for lines, bottom, size, options in (
+            (self.provenance, BOTTOM, PROVENANCE_SIZE, {"color": style.MUTED}),
+            (self.notes, self._notes_bottom, NOTE_SIZE, {"fontweight": "bold"}),
+        ):
+            for index, line in enumerate(reversed(lines)):
+                page.text(style.LEFT, bottom + _height(index, size), line, fontsize=size, va="bottom", **options)
+
+
+def _height(lines: int, size: float) -> float:
+    """Of so many lines of text, as a fraction of the page's height."""
+    return lines * 1.4 * size / 72 / style.PAGE[1]
+
+
+def wrapped(text: str, size: float, weight: str = "normal") -> list[str]:
+    """``text`` in lines that fit between the page's margins."""
+    font = FontProperties(family=style.RC["font.family"], size=size, weight=weight)
+    room = (1 - 2 * style.LEFT) * style.PAGE[0] * 72
+    lines, line = [], ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if not line or text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0] <= room:
+            line = longer
+        else:
+            lines.append(line)
+            line = word
+    return [*lines, line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from experiments.config.sweep_file import without_seed
 from experiments.folder.read import RecordedRun, find_runs, read_run
 
 SEED_KEYS = {"name", "seed", "order_seed"}
+LENGTH_KEYS = {"epochs", "data.root"}
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ class Replicates:
 
     @property
     def seconds(self) -> float:
-        return max(run.seconds for run in self.runs)
+        """The longest run's; NaN where none is known."""
+        return float(pd.Series([run.metrics["seconds"].iloc[-1] for run in self.runs]).max())
 
     @property
     def seconds_per_epoch(self) -> float:
         """The median over seeds; NaN before the first epoch."""
-        known = [run.seconds_per_epoch for run in self.runs if run.seconds_per_epoch is not None]
-        return float(np.median(known)) if known else math.nan
+        return float(pd.Series([run.seconds_per_epoch for run in self.runs], dtype=float).median())
 
     def stat(self, number: Callable[[RecordedRun], float | None]) -> Stat:
         """Over the runs that did not diverge, or over all if all did."""
@@ -77,20 +79,24 @@ class Replicates:
         return self.stat(lambda run: run.value("train_loss", epoch))
 
 
-def load_runs(results: Path) -> dict[str, Replicates]:
-    """All runs in `results` by name, those that differ in their seeds alone together.
+def load_runs(*results: Path) -> dict[str, Replicates]:
+    """All runs in the folders `results` by name, those that differ in their seeds alone together.
 
     Raises:
-        RecordError: `results` is no folder, no run in it has recorded anything, or runs that are named as seeds of one
-            config differ in more.
+        RecordError: one of `results` is no folder, no run in it has recorded anything, two hold runs of one name, or
+            runs that are named as seeds of one config differ in more.
     """
     by_name: dict[str, list[RecordedRun]] = {}
-    for folder in find_runs(results):
-        run = read_run(folder)
-        if len(run.metrics):
-            by_name.setdefault(without_seed(folder.name), []).append(run)
-    if not by_name:
-        raise RecordError(f"{results} holds no run that has recorded anything")
+    folders: dict[str, Path] = {}
+    for root in results:
+        runs = [run for run in map(read_run, find_runs(root)) if len(run.metrics)]
+        if not runs:
+            raise RecordError(f"{root} holds no run that has recorded anything")
+        for run in runs:
+            if other := folders.get(run.folder.name):
+                raise RecordError(f"{other} and {run.folder}: two runs of one name; leave one of them out")
+            folders[run.folder.name] = run.folder
+            by_name.setdefault(without_seed(run.folder.name), []).append(run)
     for runs in by_name.values():
         for run in runs[1:]:
             keys = set(differing_keys(runs[0].config, run.config)) - SEED_KEYS
@@ -98,6 +104,26 @@ def load_runs(results: Path) -> dict[str, Replicates]:
                 raise RecordError(f"{runs[0].folder} and {run.folder}: by their names two seeds of one config, "
                                   f"but they also differ in {', '.join(sorted(keys))}")  # fmt: skip
     return {name: Replicates(name, tuple(runs)) for name, runs in by_name.items()}
+
+
+def with_seconds_of(groups: dict[str, Replicates], quiet: Sequence[RecordedRun]) -> dict[str, Replicates]:
+    """`groups` with the seconds an epoch of the `quiet` runs in place of their own.
+
+    A quiet run stands for all of the same settings, but for its length and seeds. A run for which there is none has
+    no seconds (NaN).
+    """
+    return {
+        name: dataclasses.replace(group, runs=tuple(_with_seconds_of(run, quiet) for run in group.runs))
+        for name, group in groups.items()
+    }
+
+
+def _with_seconds_of(run: RecordedRun, quiet: Sequence[RecordedRun]) -> RecordedRun:
+    of_this = [one for one in quiet if set(differing_keys(one.config, run.config)) <= SEED_KEYS | LENGTH_KEYS]
+    each = pd.Series([one.seconds_per_epoch for one in of_this], dtype=float).median()
+    metrics = run.metrics.assign(seconds=run.metrics["epoch"] * each, epoch_seconds=each)
+    metrics.loc[metrics["epoch"] == 0, "epoch_seconds"] = 0.0
+    return dataclasses.replace(run, metrics=metrics)
 
 
 def steady(runs: Sequence[RecordedRun]) -> Sequence[RecordedRun]:
@@ -126,6 +152,8 @@ def points(runs: Sequence[RecordedRun], x: str, y: str, x_end: float) -> Points:
         epochs = epochs.intersection(table.index)
     xs = np.mean([epochs if x == "epoch" else table.loc[epochs, x] for table in tables], axis=0)
     ys = np.array([table.loc[epochs, y] for table in tables], dtype=float)
+    if not np.isfinite(xs).all():  # seconds that are not known
+        return Points(xs[:0], xs[:0], xs[:0])
     visible = int(np.searchsorted(xs, x_end, side="right")) + 1
     std = ys.std(axis=0, ddof=1) if len(tables) > 1 else np.full(len(epochs), np.nan)
     return Points(xs[:visible], ys.mean(axis=0)[:visible], std[:visible])

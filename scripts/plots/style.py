@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
 PAGE = (12.0, 6.0)  # inches
+LEFT = 0.045  # margin, as a fraction of the page's width
+TITLE_TOP, LEGEND_TOP, LEGEND_ROW = 0.955, 0.905, 0.038  # as fractions of the page's height
 MARKERS_PER_CURVE = 7
 LINE_WIDTH = 1.5  # points
 BAND_ALPHA = 0.2
@@ -35,6 +42,7 @@ RC = {
     "ytick.labelcolor": INK,
     "legend.frameon": False,
     "text.color": INK,
+    "text.parse_math": False,
 }
 
 
@@ -44,7 +52,13 @@ class Line:
 
     color: str
     marker: str
-    linestyle: str = "-"
+    linestyle: Any = "-"
+    hollow: bool = False
+
+    @property
+    def face(self) -> str:
+        """The colour of the marker's inside."""
+        return "white" if self.hollow else self.color
 
 
 # Okabe and Ito's palette, which stays apart for colour-blind eyes and has graded lightness.
@@ -56,25 +70,45 @@ LINES = {
     "cg10": Line("#0072B2", "^"),
     "exact": Line("#B5467F", "D"),
 }
-# For values that have no line of their own.
-OTHER_LINES = (
-    Line("#009E73", "v"),
-    Line("#E69F00", "o"),
-    Line("#56B4E9", "s"),
-    Line("#0072B2", "^"),
-    Line("#B5467F", "D"),
-    Line("#8C6D31", "P"),
-)
+# For values that have no line of their own: markers and dashes change at different paces, so that no two are alike.
+MARKERS = ("v", "o", "s", "^", "D", "P", "X")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+UNORDERED = ("#009E73", "#E69F00", "#56B4E9", "#0072B2", "#B5467F", "#8C6D31")
 # The published solver's curve has its mode's colour and marker, but dashed and hollow.
 PUBLISHED_LINESTYLE = (0, (3.5, 1.8))
 
 
-def line_of(value: str, index: int) -> Line:
-    """The line of an optimization mode, the same in all figures; for any other value, the one at ``index``."""
-    own = LINES.get(value.removeprefix("prox_"))
-    return own or OTHER_LINES[index % len(OTHER_LINES)]
+def lines_of(values: Sequence[str], ordered: bool) -> list[Line]:
+    """A line for each of ``values``, no two alike.
+
+    Optimization modes have the same lines as in all figures; all else has a palette from dark to light where values
+    are ``ordered``, and one of different colours otherwise.
+    """
+    own = [_line_of_mode(value) for value in values]
+    if all(own):
+        return [line for line in own if line]
+    count = len(values)
+    colors = [to_hex(colormaps["viridis"](0.92 * i / max(1, count - 1))) for i in range(count)]
+    return [
+        Line(
+            colors[i] if ordered else UNORDERED[i % len(UNORDERED)],
+            MARKERS[i % len(MARKERS)],
+            DASHES[i // len(MARKERS) % len(DASHES)],
+        )
+        for i in range(count)
+    ]
+
+
+def _line_of_mode(value: str) -> Line | None:
+    kind, _, mode = value.rpartition("_")
+    line = LINES.get(mode)
+    if line is None or kind not in ("", "prox", "published"):
+        return None
+    return dataclasses.replace(line, linestyle=PUBLISHED_LINESTYLE, hollow=True) if kind == "published" else line
 
 
 def apply() -> None:
+    """The look of all figures, whatever the user's settings; all text is text (no formula between dollar signs)."""
+    mpl.rcdefaults()
     mpl.use("pdf")
     mpl.rcParams.update(RC)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.command.errors import RecordError
-from experiments.config import flat
+from experiments.config import EXECUTION_KEYS, flat
 from experiments.folder.read import RecordedRun
 from scripts.plots.runs import SEED_KEYS, Stat
 
@@ -26,7 +26,7 @@ NUMBERS = {
 """What can be drawn of a run: the columns of its metrics after the last epoch, and numbers of the whole run."""
 
 # Keys in which runs may differ that one point of the figure stands for.
-_NO_MATTER = SEED_KEYS | {"device", "checkpoint_every", "tensorboard", "data.root"}
+_NO_MATTER = {*SEED_KEYS, *EXECUTION_KEYS, "data.root"}
 
 
 @dataclass(frozen=True)

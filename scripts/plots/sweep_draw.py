@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +16,8 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentF
 
 from experiments.command.errors import RecordError
 from scripts.plots import style
-from scripts.plots.draw import draw_band, scale_loss
-from scripts.plots.notes import NOTE_WIDTH, add_footer, band_note, joined
+from scripts.plots.draw import draw_band, new_page, scale_loss
+from scripts.plots.notes import Footer, band_note, joined
 from scripts.plots.sweep import NUMBERS, Answer, label, sort_key
 
 WIDE = 30
@@ -23,36 +26,52 @@ WIDE = 30
 
 def draw_sweep(answer: Answer, xscale: str | None = None, yscale: str | None = None, title: str | None = None) -> Page:
     """One page: a curve for each hue, bands over seeds, and crosses at the top for runs that diverged."""
-    page = Page(figsize=style.PAGE)
     question = answer.question
     name = NUMBERS[question.y]
     heading = title or f"{name.partition(' (')[0]} over {question.x}"
-    page.text(0.045, 0.955, heading, fontsize=15, fontweight="bold", va="top")
-    axes = page.add_axes((0.065, 0.285, 0.905, 0.52))
+    page = new_page(heading)
+    # Two lines each at the most; the command prints the whole note.
+    notes = (answer.note, joined(band_note(len(cell.runs) for cell in answer.cells), _diverged_note(answer)))
+    footer = Footer.of(answer.runs, [textwrap.shorten(note, 320, placeholder=" …") for note in notes])
+    footer.draw(page)
+    columns = min(7, 3 + 120 // max(12, *(len(label(hue)) for hue in answer.hues)))
+    rows = -(-(len(answer.hues) + 2) // columns)
+    top = style.LEGEND_TOP - rows * style.LEGEND_ROW - 0.03
+    axes = page.add_axes((0.065, footer.top + 0.1, 0.905, max(0.2, top - footer.top - 0.1)))
+    lines = style.lines_of([label(hue) for hue in answer.hues], _is_ordered(answer.hues))
     positions = _scale_x(axes, answer, xscale)
     top = _scale_y(axes, answer, yscale)
     axes.set_xlabel(question.x)
     axes.set_ylabel(name)
-    handles = [_draw_curve(axes, answer, index, positions, top) for index in range(len(answer.hues))]
+    handles = [
+        _draw_curve(axes, answer, hue, line, positions, top) for hue, line in zip(answer.hues, lines, strict=True)
+    ]
     if (start := _before_training(answer)) is not None:
         handles.append(axes.axhline(start, color=style.MUTED, linewidth=1, linestyle=":", label="before training"))
     if any(cell.diverged for cell in answer.cells):
         cross = Line2D([], [], color=style.MUTED, marker="x", linestyle="", markeredgewidth=2, label="diverged")
         handles.append(cross)
     page.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.038, 0.905), ncols=min(len(handles), 7), borderaxespad=0
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.038, style.LEGEND_TOP),
+        ncols=min(len(handles), columns),
+        borderaxespad=0,
+        handlelength=3,
     )
-    # Two lines each at the most; the command prints the whole note.
-    notes = (answer.note, joined(band_note(len(cell.runs) for cell in answer.cells), _diverged_note(answer)))
-    add_footer(page, answer.runs, [textwrap.shorten(note, 2 * NOTE_WIDTH - 20, placeholder=" …") for note in notes])
     return page
 
 
-def _draw_curve(axes: Axes, answer: Answer, index: int, positions: dict[str, float], top: float) -> Line2D:
-    """The curve of the hue at ``index``; what lies above the ``top`` of the axis is marked there."""
-    hue = answer.hues[index]
+def _is_ordered(hues: Sequence[Any]) -> bool:
+    """Whether the values differ in a number alone: 0.5 and 5, prox_cg3 and prox_cg10."""
+    return len(hues) > 1 and len({re.sub(r"[0-9.e+-]+", "", label(hue)) for hue in hues}) == 1
+
+
+def _draw_curve(
+    axes: Axes, answer: Answer, hue: Any, line: style.Line, positions: dict[str, float], top: float
+) -> Line2D:
+    """The curve of ``hue``; what lies above the ``top`` of the axis is marked there."""
     cells = answer.curve(hue)
-    line = style.line_of(label(hue), index)
     xs = np.array([positions[label(cell.x)] for cell in cells])
     mean = np.array([cell.stat.mean for cell in cells])  # NaN where all diverged: the curve is broken there
     std = np.array([cell.stat.std for cell in cells])
@@ -63,6 +82,7 @@ def _draw_curve(axes: Axes, answer: Answer, index: int, positions: dict[str, flo
         color=line.color,
         marker=line.marker or "p",
         markersize=6,
+        markerfacecolor=line.face,
         linestyle=line.linestyle,
         linewidth=style.LINE_WIDTH,
         label="all runs" if answer.question.hue is None else label(hue),

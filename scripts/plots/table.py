@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 from matplotlib.figure import Figure as Page
 from matplotlib.lines import Line2D
 
 from scripts.plots import style
-from scripts.plots.figures import FIGURES, Figure
+from scripts.plots.draw import new_page
+from scripts.plots.figures import Figure
+from scripts.plots.notes import Footer
 from scripts.plots.runs import Replicates, Stat
 
 HEADINGS = (
@@ -100,8 +104,8 @@ def make_group(figure: Figure, runs: dict[str, Replicates], published: dict[str,
     return Group(title, common_epoch, tuple(rows))
 
 
-def make_table(runs: dict[str, Replicates], published: dict[str, Replicates]) -> list[Group]:
-    return [make_group(figure, runs, published) for figure in FIGURES]
+def make_table(figures: Sequence[Figure], runs: dict[str, Replicates], published: dict[str, Replicates]) -> list[Group]:
+    return [make_group(figure, runs, published) for figure in figures]
 
 
 def to_markdown(groups: list[Group]) -> str:
@@ -117,32 +121,37 @@ def to_markdown(groups: list[Group]) -> str:
     return "\n".join(lines)
 
 
-def draw_table(groups: list[Group]) -> Page:
+def write_row(page: Page, y: float, cells: Sequence[str], ends: Sequence[float], **options: Any) -> None:
+    """The first cell flush left, the others flush right at ``ends``."""
+    options = {"fontsize": 9, "va": "baseline", "linespacing": 1.2} | options
+    page.text(style.LEFT + 0.01, y, cells[0], **options)
+    for end, content in zip(ends, cells[1:], strict=True):
+        page.text(end, y, content, ha="right", **options)
+
+
+def rule(page: Page, y: float, width: float) -> None:
+    page.add_artist(Line2D([style.LEFT, 1 - style.LEFT + 0.01], [y, y], color=style.INK, linewidth=width))
+
+
+def draw_table(groups: list[Group], footer: Footer) -> Page:
     """The table as a page, in the manner of a book: three rules, numbers flush right."""
-    page = Page(figsize=style.PAGE)
-    page.text(0.045, 0.955, "Final numbers", fontsize=15, fontweight="bold", va="top")
+    page = new_page("Final numbers")
+    footer.draw(page)
     count = sum(len(group.rows) + 1.5 for group in groups)
-    height = min(0.042, 0.62 / count)
+    height = min(0.042, (0.805 - footer.top - 0.03) / count)
+    size = min(9.0, 0.72 * height * style.PAGE[1] * 72)
 
-    def write(y: float, cells: tuple[str, ...]) -> None:
-        page.text(0.055, y, cells[0], va="baseline", fontsize=9)
-        for end, content in zip(COLUMN_ENDS, cells[1:], strict=True):
-            page.text(end, y, content, ha="right", va="baseline", fontsize=9, linespacing=1.2)
-
-    def rule(y: float, width: float) -> None:
-        page.add_artist(Line2D([0.045, 0.965], [y, y], color=style.INK, linewidth=width))
-
-    rule(0.89, 1.2)
-    write(0.828, HEADINGS)
-    rule(0.805, 0.6)
+    rule(page, 0.89, 1.2)
+    write_row(page, 0.828, HEADINGS, COLUMN_ENDS)
+    rule(page, 0.805, 0.6)
     y = 0.805 - height
     for group in groups:
         title = f"{group.title} (N = {group.common_epoch})"
-        page.text(0.055, y, title, fontsize=9.5, fontweight="bold", va="baseline")
+        page.text(style.LEFT + 0.01, y, title, fontsize=size, fontweight="bold", va="baseline")
         y -= height
         for row in group.rows:
-            write(y, astuple(row))
+            write_row(page, y, astuple(row), COLUMN_ENDS, fontsize=size)
             y -= height
         y -= 0.5 * height
-    rule(y + 0.9 * height, 1.2)
+    rule(page, y + 0.9 * height, 1.2)
     return page

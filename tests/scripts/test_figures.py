@@ -2,16 +2,26 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.command.errors import RecordError
 from experiments.folder.read import read_run
-from scripts.plots.draw import Drawn, loss_limits, x_ends, x_unit
+from scripts.plots.draw import Drawn, draw_figure, loss_limits, x_ends, x_unit
 from scripts.plots.figures import FIGURE_2, FIGURE_3, FIGURES, LOSS_BY_EPOCH, LOSS_BY_TIME
-from scripts.plots.notes import band_note, describe_data, provenance, short_commit, status_note
-from scripts.plots.runs import Replicates, Stat, load_runs, points
+from scripts.plots.notes import (
+    Footer,
+    band_note,
+    describe_data,
+    provenance,
+    seconds_note,
+    short_commit,
+    status_note,
+)
+from scripts.plots.runs import Replicates, Stat, load_runs, points, with_seconds_of
 from scripts.plots.table import cell, make_table, to_markdown
 
 from .synthetic import write_run, write_suite
@@ -23,7 +33,7 @@ def drawn(figure, runs: dict[str, Replicates]) -> list[Drawn]:
 
 def test_figures_show_the_runs_of_the_paper_configs(root: Path) -> None:
     shown = {curve.run for figure in FIGURES for curve in figure.curves}
-    assert shown == {path.stem for path in (root / "configs" / "paper").glob("*.yaml")}
+    assert shown == {p.stem for folder in ("paper", "paper_text") for p in (root / "configs" / folder).glob("*.yaml")}
 
 
 def test_time_is_the_sum_of_the_epochs(tmp_path: Path) -> None:
@@ -115,6 +125,76 @@ def test_time_of_seeds_is_their_mean(tmp_path: Path) -> None:
     assert list(points(group.runs, "seconds", "train_loss", x_end=50).xs) == [0, 3, 6]
 
 
+def test_seconds_of_quiet_runs_take_the_place_of_a_runs_own(tmp_path: Path) -> None:
+    def mode(name: str) -> dict[str, Any]:
+        return {"proxprop": {"optimization_mode": name}, "epochs": 4}
+
+    write_run(tmp_path / "runs" / "mlp_sgd_cg3", epochs=4, epoch_seconds=90)
+    write_run(tmp_path / "runs" / "mlp_sgd_cg3,seed=1", epochs=4, epoch_seconds=80, seed=1)
+    write_run(tmp_path / "runs" / "mlp_sgd_cg5", epochs=4, epoch_seconds=90)
+    write_run(tmp_path / "published" / "mlp_sgd_cg3", epochs=4, settings=mode("published_cg3"))
+    quiet = [
+        read_run(write_run(tmp_path / "quiet" / "a_cg3", epochs=2, epoch_seconds=3)),
+        read_run(write_run(tmp_path / "quiet" / "b", epochs=2, epoch_seconds=7, settings=mode("published_cg3"))),
+    ]
+    runs = with_seconds_of(load_runs(tmp_path / "runs"), quiet)
+    published = with_seconds_of(load_runs(tmp_path / "published"), quiet)
+    for run in runs["mlp_sgd_cg3"].runs:
+        assert list(run.metrics["seconds"]) == [0, 3, 6, 9, 12]
+    assert (runs["mlp_sgd_cg3"].seconds, runs["mlp_sgd_cg3"].seconds_per_epoch) == (12, 3)
+    assert published["mlp_sgd_cg3"].seconds == 28
+    assert math.isnan(runs["mlp_sgd_cg5"].seconds)
+    assert len(points(runs["mlp_sgd_cg5"].runs, "seconds", "train_loss", x_end=50).xs) == 0
+    assert x_ends(FIGURE_2, drawn(FIGURE_2, runs)) == {"epoch": 4, "seconds": 12}
+    note = seconds_note(quiet, [*runs.values(), *published.values()])
+    assert note.endswith("on a quiet machine (Example GPU, 8 threads, PyTorch 2.14.1); none for mlp_sgd_cg5")
+    assert seconds_note([], runs.values()) == ""
+
+
+def test_folders_with_runs_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in "ab":
+        write_run(tmp_path / folder / "mlp_sgd_cg3")
+    with pytest.raises(RecordError, match=r"a/mlp_sgd_cg3 and .*b/mlp_sgd_cg3: two runs of one name"):
+        load_runs(tmp_path / "a", tmp_path / "b")
+    assert load_runs(tmp_path / "a").keys() == {"mlp_sgd_cg3"}
+
+
+@pytest.mark.parametrize("commits", [1, 4, 30])
+def test_footers_stay_on_the_page_and_off_the_axes(tmp_path: Path, commits: int) -> None:
+    for index in range(commits):
+        seed = f",seed={index}" if index else ""
+        write_run(tmp_path / f"mlp_sgd_cg3{seed}", seed=index, git_commit=f"{index:040x}-dirty")
+    items = drawn(FIGURE_2, load_runs(tmp_path))
+    long = "missing: " + ", ".join(f"mlp_sgd_cg{n}" for n in range(40))
+    page = draw_figure(FIGURE_2, "title", items, Footer.of([r for i in items for r in i.group.runs], [long]))
+    canvas = FigureCanvasAgg(page)
+    canvas.draw()
+    box = page.bbox
+    texts = [text.get_window_extent() for text in page.texts]
+    assert all(text.x0 >= 0 and text.x1 <= box.x1 and text.y0 >= 0 for text in texts)
+    lowest = min(axes.get_tightbbox().y0 for axes in page.axes)
+    assert max(text.y1 for text in texts if text.y1 < box.y1 / 2) < lowest
+    written = " ".join(text.get_text() for text in page.texts)
+    assert all(f"{index:040x}"[:10] in written for index in range(commits))
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.title)
+def test_what_the_paper_states_is_drawn_where_it_belongs(figure, tmp_path: Path) -> None:
+    for curve in figure.curves:
+        write_run(tmp_path / curve.run)
+    items = drawn(figure, load_runs(tmp_path))
+    page = draw_figure(figure, figure.title, items, Footer.of([], []))
+    for axes, panel in zip(page.axes, figure.panels, strict=True):
+        labels = [text.get_text() for text in axes.texts]
+        accuracies = [reference.value for reference in figure.references]
+        assert len(labels) == (len(accuracies) if panel.y == "val_accuracy" else 0)
+        for label, value in zip(labels, accuracies, strict=False):
+            assert label.startswith("paper, ")
+            assert label.endswith(f"{100 * value:g} %")
+            low, high = axes.get_ylim()
+            assert low < value < high
+
+
 @pytest.mark.parametrize(
     ("stat", "form", "text"),
     [
@@ -200,7 +280,7 @@ def test_table_compares_with_backprop(tmp_path: Path) -> None:
     write_run(tmp_path / "paper" / "mlp_sgd_cg3", epochs=10, epoch_seconds=5, decay=0.1)
     write_run(tmp_path / "published" / "mlp_sgd_cg3", epochs=10, epoch_seconds=8)
     runs = load_runs(tmp_path / "paper")
-    mlp, convnet = make_table(runs, load_runs(tmp_path / "published"))
+    mlp, convnet = make_table([FIGURE_2, FIGURE_3], runs, load_runs(tmp_path / "published"))
 
     rows = {row.label: row for row in mlp.rows}
     assert mlp.common_epoch == 10
@@ -218,12 +298,12 @@ def test_table_of_an_unfinished_run_has_no_test_accuracy(tmp_path: Path) -> None
     write_run(tmp_path / "mlp_sgd_cg3", finished=False)
     run = load_runs(tmp_path)["mlp_sgd_cg3"]
     assert math.isnan(run.stat(lambda one: one.test_accuracy).mean)
-    (row,) = [row for row in make_table({run.name: run}, {})[0].rows if row.status != "missing"]
+    (row,) = [row for row in make_table([FIGURE_2], {run.name: run}, {})[0].rows if row.status != "missing"]
     assert (row.test_accuracy, row.ratio, row.status) == ("–", "–", "interrupted")
 
 
 def test_markdown_rows_have_equal_cells(tmp_path: Path) -> None:
-    table = to_markdown(make_table(load_runs(write_suite(tmp_path / "paper")), {}))
+    table = to_markdown(make_table([FIGURE_2, FIGURE_3], load_runs(write_suite(tmp_path / "paper")), {}))
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == 8 + 2 * 2
     assert {line.count("|") for line in rows} == {10}

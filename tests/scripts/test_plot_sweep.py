@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.folder.read import find_runs, read_run
 from scripts.plot_sweep import main
@@ -114,6 +115,15 @@ def test_the_drawing_breaks_a_curve_where_all_diverged_and_marks_it(tmp_path: Pa
 def drawn_axes(results: Path):
     found = answer(Question(X, HUE, "train_loss"), [read_run(folder) for folder in find_runs(results)])
     return sweep_draw.draw_sweep(found).axes[0]
+
+
+def test_the_legend_of_many_curves_stays_off_the_axes(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "runs", modes=[f"prox_cg{n}" for n in range(1, 21)])
+    page = drawn_axes(tmp_path / "runs").figure
+    FigureCanvasAgg(page).draw()
+    legend = page.legends[0].get_window_extent()
+    assert legend.y0 > page.axes[0].get_window_extent().y1
+    assert 0 <= legend.x0 < legend.x1 <= page.bbox.x1
 
 
 def test_diverged_runs_at_the_ends_are_within_the_axis(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""The paper's Table 1: rows, the figure and the text."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from scripts.plot_paper import main, read_all
+from scripts.plots.paper_numbers import STEP_SIZES, TABLE_1
+from scripts.plots.table1 import TOP, as_text, draw_table1, read_table, to_markdown
+
+from .synthetic import write_run
+
+
+def write_table(root: Path, mode: str, epochs: int = 50, diverges=lambda lr: False, step_sizes=STEP_SIZES) -> None:
+    for lr in step_sizes:
+        write_run(
+            root / f"optimization_mode={mode},lr={lr:g}",
+            decay=0.02 + lr / 500,
+            epochs=3 if diverges(lr) else epochs,
+            diverges=diverges(lr),
+            settings={
+                "optimizer": {"name": "sgd", "lr": lr},
+                "proxprop": {"optimization_mode": mode, "tau_prox": 1.0},
+                "epochs": 50,
+            },
+        )
+
+
+@pytest.fixture
+def table(tmp_path: Path):
+    root = tmp_path / "table1"
+    write_table(root, "gradient", diverges=lambda lr: lr >= 0.5)
+    write_table(root, "published_cg3")
+    write_table(root, "prox_cg3", epochs=15, step_sizes=STEP_SIZES[2:])
+    return root
+
+
+def last_loss(root: Path, mode: str, lr: float) -> float:
+    text = (root / f"optimization_mode={mode},lr={lr:g}" / "metrics.csv").read_text()
+    return float(text.splitlines()[-1].split(",")[2])
+
+
+def test_numbers_stand_beside_the_papers(table: Path) -> None:
+    rows, _ = read_table(read_all([table]))
+    lines = {line[0]: line[1:] for line in as_text(rows)}
+    assert lines["τ"] == ["50", "10", "5", "1", "0.5", "0.1", "0.05", "0.005", "0.0005"]
+    assert lines["BackProp"][:5] == ["diverged"] * 5
+    assert lines["BackProp"][6] == f"{last_loss(table, 'gradient', 0.05):#.3g}"
+    assert lines["BackProp, the paper"] == ["NaN"] * 5 + ["0.524", "0.091", "0.637", "1.531"]
+    short = lines["ProxProp (cg3), as stated (15 epochs)"]
+    assert short == ["–", "–", *(f"{last_loss(table, 'prox_cg3', lr):#.3g}" for lr in STEP_SIZES[2:])]
+    assert list(lines) == [
+        "τ",
+        "BackProp",
+        "BackProp, the paper",
+        "ProxProp (cg1), the paper",
+        "ProxProp (cg3), published solver",
+        "ProxProp (cg3), as stated (15 epochs)",
+        "ProxProp (cg3), the paper",
+        "ProxProp (cg5), the paper",
+    ]
+    assert {line.count("|") for line in to_markdown(rows).splitlines()} == {len(STEP_SIZES) + 2}
+
+
+def test_the_figure_has_every_number_of_the_paper_within_its_axis_or_marked_above(table: Path) -> None:
+    rows, found = read_table(read_all([table]))
+    page = draw_table1(rows, found)
+    (axes,) = page.axes
+    marks = [text.get_text() for text in axes.texts]
+    papers = [loss for losses in TABLE_1.values() for loss in losses]
+    assert marks.count("⊗") == sum(map(math.isnan, papers)) == 5
+    assert marks.count("△") == sum(loss > TOP for loss in papers) == 3
+    assert marks.count("×") == 5
+    drawn = [y for line in axes.lines if line.get_linestyle() == "None" for y in line.get_ydata() if math.isfinite(y)]
+    assert sorted(drawn) == sorted(loss for loss in papers if loss <= TOP)
+    low, high = axes.get_ylim()
+    assert all(low < loss < high for loss in drawn)
+    notes = " ".join(text.get_text() for text in page.texts)
+    assert "in place of 50 epochs: ProxProp (cg3), as stated: 15 epochs" in notes
+    assert "missing: ProxProp (cg3), as stated at 50, ProxProp (cg3), as stated at 10" in notes
+
+
+def test_two_more_pages_and_a_table(table: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "mlp_sgd_cg3")
+    pdf, markdown = tmp_path / "paper.pdf", tmp_path / "table.md"
+    command = [str(tmp_path / "runs"), "--table1", str(table), "--output", str(pdf), "--table", str(markdown)]
+    assert main(command) == 0
+    assert pdf.read_bytes().count(b"/Type /Page ") == 4
+    assert "| BackProp, the paper | NaN |" in markdown.read_text()
