@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from proxprop.design import Design, MatrixDesign, Parameters
-from proxprop.systems import DirectSystem, Dual, MatrixFree, Primal, Spectral, System
+from proxprop.systems import Bordered, DirectSystem, Dual, MatrixFree, Primal, Spectral, System
 
 
 @dataclasses.dataclass
@@ -55,8 +55,12 @@ def iterative_system(
     if not isinstance(design, MatrixDesign):
         return MatrixFree(design, gradient, beta, start)
     if start is not None:
-        in_primal = _primal(design, iterations) <= _matrix_free(design, iterations)
-        return (Primal if in_primal else MatrixFree)(design, gradient, beta, start)
+        costs: dict[type[Primal] | type[Bordered] | type[MatrixFree], float] = {
+            Primal: _primal(design, iterations),
+            Bordered: _bordered(design, iterations),
+            MatrixFree: _matrix_free(design, iterations),
+        }
+        return min(costs, key=costs.__getitem__)(design, gradient, beta, start)
     best: type[Primal] | type[Dual] | type[Spectral] | type[MatrixFree] = Primal
     least = _primal(design, iterations)
     for form, cost in (
@@ -80,6 +84,11 @@ def _dual(design: MatrixDesign, iterations: int | None) -> float:
     if iterations is None:
         return g * (cost_model(design.device).double * (_kernel(design) + m**3) + m**2 * o)
     return g * (_kernel(design) + iterations * m**2 * o)
+
+
+def _bordered(design: MatrixDesign, iterations: int) -> float:
+    g, m, d, o = design.groups, design.rows, design.columns, design.outputs
+    return g * (_kernel(design) + iterations * m**2 * o + 2 * m * d * o)
 
 
 def _spectral(design: MatrixDesign) -> float:

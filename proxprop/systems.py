@@ -1,4 +1,4 @@
-"""One linear system, (AᵀA + βI) D = AᵀG, in four equal forms.
+"""One linear system, (AᵀA + βI) D = AᵀG, in five equal forms.
 
 Each form chooses where vectors live and how AᵀA acts there; solvers do not know in which one they work. With n the
 length of a column (an output unit or channel), vectors are ``[g, o, n]``:
@@ -6,6 +6,7 @@ length of a column (an output unit or channel), vectors are ``[g, o, n]``:
 * ``Primal``: n = d, v stands for itself. For few columns of A: convolutions, small layers.
 * ``Dual``: n = m, v stands for Aᵀv. For few rows of A: wide fully connected layers.
 * ``Spectral``: n = m, v stands for AᵀUv, with U the eigenvectors of AAᵀ. The same for many iterations.
+* ``Bordered``: n = m + 1. The dual form of the published solver, whose right-hand side carries rounding.
 * ``MatrixFree``: n = d, v stands for itself. For few iterations, or a Gram matrix that is too large.
 """
 
@@ -218,6 +219,34 @@ class Spectral(GramSystem):
 
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.adjoint(self.design.from_rows(value @ self._vectors.mT))
+
+
+class Bordered(ParameterSystem, GramSystem):
+    """m×m, for a right-hand side R outside the range of Aᵀ, as rounding leaves it: (c, s) stands for Aᵀc + s·R."""
+
+    separable = False
+
+    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float, start: Parameters) -> None:
+        super().__init__(design, beta, start)
+        right = self._right_hand_side(gradient)  # [g, o, d]
+        scale = right.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(right.dtype).tiny)  # [g, o, 1]
+        self._right = right / scale
+        self._image = design.to_rows(design.apply(design.unstack(self._right)))  # A R, [g, o, m]
+        self._squared = dot(self._right, self._right)  # [g, o, 1]
+        self._kernel = design.kernel(right.dtype)  # [g, m, m]
+        self.residual = torch.cat([torch.zeros_like(self._image), scale], -1)  # [g, o, m + 1]
+
+    def vector(self, value: Tensor) -> Vector:
+        c, s = value[..., :-1], value[..., -1:]
+        inner = torch.addcmul(dot(c, self._image), s, self._squared)
+        return Vector(value, torch.cat([torch.addcmul(c @ self._kernel, s, self._image), inner], -1))
+
+    def gram_times(self, p: Vector) -> Tensor:
+        return torch.nn.functional.pad(p.dual[..., :-1], (0, 1))
+
+    def parameters(self, value: Tensor) -> Parameters:
+        stacked = self._adjoint(self.design.from_rows(value[..., :-1]))
+        return super().parameters(torch.addcmul(stacked, value[..., -1:], self._right))
 
 
 class MatrixFree(ParameterSystem):

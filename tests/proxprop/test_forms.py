@@ -9,7 +9,7 @@ from test_directions import LAYERS, expected, prepared
 
 from proxprop.cost import COSTS, iterative_system
 from proxprop.solvers import CGRules, conjugate_gradients
-from proxprop.systems import Dual, MatrixFree, Primal, Spectral
+from proxprop.systems import Bordered, Dual, MatrixFree, Primal, Spectral
 
 ITERATIVE = (Primal, Dual, Spectral, MatrixFree)
 TAU = 0.7
@@ -50,7 +50,7 @@ def test_published_rules_in_every_form(form):
     assert oracle.relative_error(actual, expected(layer, [x], gradient, "published_cg4", 0.05)) < 1e-6
 
 
-@pytest.mark.parametrize("form", [Primal, MatrixFree])
+@pytest.mark.parametrize("form", [Primal, Bordered, MatrixFree])
 @pytest.mark.parametrize("name", ["wide", "tall", "no bias", "sequence", "conv2d", "conv2d groups", "conv2d unbatched"])
 def test_solving_for_the_new_parameters_changes_nothing_in_float64(name, form):
     layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
