@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 import pandas as pd
 
-from experiments.command.cli import Parser, run_command
+from experiments.command.cli import RESULTS, Parser, run_command
 from experiments.data.datasets import load
 from experiments.folder.read import read_run
 from experiments.launch import processes
@@ -42,10 +42,11 @@ class Unit:
     settings: Sequence[str] = ()
     modes: Sequence[str] = ()
     seeds: int | None = None
+    folder: str = "cpu-50-epochs"
 
     def runs(self, overrides: Sequence[str], output: Path) -> list[PlannedRun]:
         paths = [CONFIGS / f"{name}.yaml" for name in self.configs]
-        runs = plan(paths, [*self.settings, *overrides], output, seeds=self.seeds, elsewhere=True)
+        runs = plan(paths, [*self.settings, *overrides], output / self.folder, seeds=self.seeds, elsewhere=True)
         return [run for run in runs if not self.modes or run.config.proxprop.optimization_mode in self.modes]
 
 
@@ -78,7 +79,12 @@ UNITS = (
         exactly(15),
         modes=["published_cg1", "prox_cg1", "published_cg5", "prox_cg5"],
     ),
-    Unit("tau_prox, 10 epochs of 10,000 images", ["sweeps/tau_prox"], ("epochs=10", "data.train_samples=10000")),
+    Unit(
+        "tau_prox, 10 epochs of 10,000 images",
+        ["sweeps/tau_prox"],
+        ("epochs=10", "data.train_samples=10000"),
+        folder="cpu-10-epochs",
+    ),
     Unit("Figure 3, seeds 0 to 2", [*FIGURE_3, *FIGURE_3_TEXT], seeds=3),
     Unit(
         "Figure 3, BackProp, seeds 0 to 2",
@@ -128,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("settings", metavar="key=value", nargs="*", help="for all runs, e.g. data.root=/data")
     parser.add_argument("--left", action="store_true", help="say what is left, and run nothing")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time, sharing the CPU's threads")
-    parser.add_argument("--output", type=Path, metavar="DIR", default=Path("results/cpu-50-epochs"))
+    parser.add_argument("--output", type=Path, metavar="DIR", default=RESULTS, help="default: results")
     return parser
 
 
