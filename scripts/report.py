@@ -1,0 +1,118 @@
+"""Fills the numbers into docs/reproduction.md, the report on what was reproduced, from docs/reproduction.in.md.
+
+python scripts/report.py
+
+In the template {{FOLDER NUMBER}} stands for a number of the run in results/FOLDER, over its seeds where there are some:
+
+    {{cpu-50-epochs/paper/mlp_sgd_cg3 train_loss}}     after the last epoch; train_loss@5: after epoch 5
+    {{cpu-50-epochs/paper/mlp_sgd_cg3 val_accuracy}}   likewise; best_val_accuracy and best_val_accuracy@5: until then
+    {{cpu-50-epochs/paper/mlp_sgd_cg3 test_accuracy}}  after the last epoch
+    {{table1}}, {{tau_prox}}                           the paper's Table 1 beside the measured one; the sweep over τ_θ
+    {{left}}                                           what is left of scripts/full_length.py
+
+A run that is not there, or not over, is a dash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+from experiments.command.cli import Parser, UsageError, run_command
+from experiments.command.errors import RecordError
+from experiments.folder.read import RecordedRun, find_runs, read_run
+from scripts.full_length import UNITS
+from scripts.full_length import table as left_table
+from scripts.plots import sweep_table, table1
+from scripts.plots.output import write
+from scripts.plots.runs import Replicates, load_runs
+from scripts.plots.sweep import Question, answer
+from scripts.plots.table import cell
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE, REPORT = ROOT / "docs" / "reproduction.in.md", ROOT / "docs" / "reproduction.md"
+TABLE_1, TAU_PROX = "cpu-50-epochs/table1", "cpu-10-epochs/tau_prox"
+MISSING = "–"
+
+
+def fill(template: str, results: Path) -> str:
+    """``template`` with its numbers.
+
+    Raises:
+        UsageError: a placeholder that asks for nothing known.
+    """
+    return re.sub(r"\{\{(.*?)\}\}", lambda match: _value(match[1].strip(), results), template)
+
+
+def _value(asked: str, results: Path) -> str:
+    match asked.split():
+        case ["table1"]:
+            rows = table1.read_table(over)[0] if (over := _runs_over(results / TABLE_1)) else []
+            return table1.to_markdown(rows).rstrip()
+        case ["tau_prox"]:
+            question = Question("proxprop.tau_prox", "proxprop.optimization_mode", "train_loss")
+            return sweep_table.to_markdown(answer(question, _runs_over(results / TAU_PROX))).rstrip()
+        case ["left"]:
+            return left_table({unit.title: unit.runs([], results) for unit in UNITS})
+        case [folder, number]:
+            return _number(results / folder, number)
+    raise UsageError(f"{{{{{asked}}}}} is no placeholder; see the top of scripts/report.py")
+
+
+def _number(folder: Path, number: str) -> str:
+    name, _, epoch = number.partition("@")
+    if name not in ("train_loss", "val_accuracy", "best_val_accuracy", "test_accuracy"):
+        raise UsageError(f"{folder}: no number is called {number!r}; see the top of scripts/report.py")
+    group = _groups(folder.parent).get(folder.name)
+    if group is None:
+        return MISSING
+
+    def of(run: RecordedRun) -> float | None:
+        if name == "test_accuracy":
+            return run.test_accuracy
+        rows = run.metrics[run.metrics["epoch"] <= int(epoch)] if epoch else run.metrics
+        if name == "best_val_accuracy":
+            return float(rows["val_accuracy"].max())
+        return float(rows[name].iloc[-1])
+
+    if all(run.status == "diverged" for run in group.runs):
+        return "diverged"
+    return cell(group.stat(of), "#.3g" if name == "train_loss" else ".2%").replace("%", " %")
+
+
+def _groups(root: Path) -> dict[str, Replicates]:
+    """The runs in `root` that are over, by name, seeds together."""
+    groups = load_runs(root) if root.is_dir() else {}
+    over = {name: tuple(run for run in group.runs if run.summary) for name, group in groups.items()}
+    return {name: Replicates(name, runs) for name, runs in over.items() if runs}
+
+
+def _runs_over(root: Path) -> list[RecordedRun]:
+    try:
+        runs = [read_run(folder) for folder in find_runs(root)]
+    except RecordError:
+        return []
+    return [run for run in runs if run.summary]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 after one line on stderr."""
+    return run_command(lambda: _fill(make_parser().parse_args(arguments)))
+
+
+def _fill(options: argparse.Namespace) -> int:
+    write(REPORT, fill(TEMPLATE.read_text(), ROOT / "results").encode())
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    return Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
