@@ -27,11 +27,10 @@ def longest_curve(results: Path, baseline: str) -> float:
 
     So it is the same whether more seeds are there or not.
     """
-    figures = [figure for figure in FIGURES if baseline in [curve.run for curve in figure.curves]]
-    if not figures:
-        known = [curve.run for figure in FIGURES for curve in figure.curves if not curve.is_proxprop]
-        raise UsageError(f"BASELINE must be one of {', '.join(known)}, got {baseline!r}")
-    names = {curve.run for curve in figures[0].curves if curve.is_proxprop}
+    baselines = {curve.run: figure for figure in FIGURES for curve in figure.curves if not curve.is_proxprop}
+    if baseline not in baselines:
+        raise UsageError(f"BASELINE must be one of {', '.join(baselines)}, got {baseline!r}")
+    names = {curve.run for curve in baselines[baseline].curves if curve.is_proxprop}
     runs = [run for group in load_runs(results).values() for run in group.runs if run.folder.name in names]
     return max((run.seconds for run in runs if run.summary), default=NO_RUN) or NO_RUN
 
