@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 from matplotlib.figure import Figure as Page
 
-from experiments.command.cli import Parser, run_command
+from experiments.command.cli import Parser, run_command, user_path
 from experiments.folder.read import RecordedRun
 from scripts.plots import style
 from scripts.plots.draw import Drawn, draw_figure
@@ -95,10 +95,10 @@ def print_notes(runs: Runs) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="plot_paper.py", description=__doc__.splitlines()[0])
-    parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="one folder a run")
-    parser.add_argument("--published", metavar="DIR", type=Path, help="the same runs with the published solver")
-    parser.add_argument("--output", metavar="FILE.pdf", type=Path, required=True)
-    parser.add_argument("--table", metavar="FILE.md", type=Path, help="write the last page's table as Markdown too")
+    parser.add_argument("results", metavar="RESULTS_DIR", type=user_path, help="one folder a run")
+    parser.add_argument("--published", metavar="DIR", type=user_path, help="the same runs with the published solver")
+    parser.add_argument("--output", metavar="FILE.pdf", type=user_path, required=True)
+    parser.add_argument("--table", metavar="FILE.md", type=user_path, help="write the last page's table as Markdown too")
     return parser
 
 
