@@ -98,7 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("results", metavar="RESULTS_DIR", type=user_path, help="one folder a run")
     parser.add_argument("--published", metavar="DIR", type=user_path, help="the same runs with the published solver")
     parser.add_argument("--output", metavar="FILE.pdf", type=user_path, required=True)
-    parser.add_argument("--table", metavar="FILE.md", type=user_path, help="write the last page's table as Markdown too")
+    parser.add_argument(
+        "--table", metavar="FILE.md", type=user_path, help="write the last page's table as Markdown too"
+    )
     return parser
 
 

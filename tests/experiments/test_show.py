@@ -181,8 +181,8 @@ def test_a_sweep_ends_with_the_table_of_its_runs(write_config, capsys):
         write_config(name)
     Path("out/configs").mkdir(parents=True)
     Path("out/configs/b").write_text("in the way")
-    assert sweep.main(["configs", "--output", "out"]) == 1
+    assert sweep.main(["configs", "--output", str(Path("out").absolute())]) == 1
     lines = capsys.readouterr().out.split("\n\n")[-1].splitlines()
-    assert lines[1].split()[:3] == ["out/configs/a", "finished", "2/2"]
-    assert lines[2].split() == ["out/configs/b", "failed"]
+    assert lines[1].split()[:3] == ["configs/a", "finished", "2/2"]  # relative to the folder asked for
+    assert lines[2].split() == ["configs/b", "failed"]
     assert sorted(lines[3].split(", ")) == ["1 failed", "1 finished"]
