@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.command.cli import RESULTS, Parser, UsageError, run_command, user_path
 from experiments.config.sweep_file import load_config_file

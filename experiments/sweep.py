@@ -11,7 +11,6 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from experiments.command.cli import RESULTS, Parser, UsageError, run_command, user_path
 from experiments.config.yaml_mapping import apply_overrides

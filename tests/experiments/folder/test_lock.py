@@ -139,9 +139,7 @@ def test_where_there_are_no_locks_a_file_stands_for_one(tmp_path, monkeypatch):
         with locked(tmp_path):
             assert holder(tmp_path).startswith(f"process {os.getpid()} on ")
             with (
-                pytest.raises(
-                    RecordError, match=r"in use by process .* --output, or remove \.lock there if it has ended"
-                ),
+                pytest.raises(RecordError, match=r"in use by process .*, or remove \.lock there if it has ended"),
                 locked(tmp_path),
             ):
                 pytest.fail("locked twice")
