@@ -38,21 +38,20 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def print_table(folders: Sequence[Path], root: Path, failed: Collection[Path] = ()) -> None:
     """A row for each run, its folder relative to `root`, which holds all; `failed` are those that have just failed."""
-    rows = []
+    rows, notes = [], []
     for folder in folders:
-        rows.append((str(folder.relative_to(root)), *_cells(_readable(folder), folder in failed)))
+        try:
+            run = read_run(folder)
+        except RecordError as error:
+            run = None
+            notes += [] if folder in failed else [f"note: {error}"]
+        rows.append((str(folder.relative_to(root)), *_cells(run, folder in failed)))
     table = pd.DataFrame(rows, columns=_HEADINGS)
     lines = table.to_string(index=False, justify="left", formatters={"run": _left(table, "run")}).splitlines()
     print("\n".join(line.rstrip() for line in lines))
     counts = table["status"].value_counts()
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
-
-
-def _readable(folder: Path) -> RecordedRun | None:
-    try:
-        return read_run(folder)
-    except RecordError:
-        return None
+    print(", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
+    print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
 
 
 def _left(table: pd.DataFrame, column: str):

@@ -131,7 +131,9 @@ def test_what_does_not_fit_together_is_one_line(tmp_path: Path, edit: Edit, line
         assert error.endswith("\n")
     capsys.readouterr()
     assert show.main([str(tmp_path / "runs")]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [f"{NAME} unreadable", "1 unreadable"]
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1:] == [f"{NAME} unreadable", "1 unreadable"]
+    assert err == error.replace("error: ", "note: ", 1)
 
 
 def test_a_summary_alone_is_refused_as_well(tmp_path: Path) -> None:
