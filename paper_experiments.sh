@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The paper's experiments, from nothing to paper_plots.pdf.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # as by `sh paper_experiments.sh`
 set -euo pipefail
 
 usage() {
@@ -29,7 +30,8 @@ the runs that are finished and goes on with the one that was under way.
 USAGE
 }
 
-. "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
+here="$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null)" || here="${BASH_SOURCE[0]}" # also through a symlink
+. "$(dirname "$here")/scripts/environment.sh"
 
 quick=false
 everything=false
@@ -47,7 +49,7 @@ while [ $# -gt 0 ]; do
         [ -n "${2:-}" ] || die "$1 needs a value; see ./paper_experiments.sh --help"
         case "$1" in
         --device) settings+=("device=$2") ;;
-        --output) case "$2" in /*) output="$2" ;; *) output="$PWD/$2" ;; esac ;;
+        --output) case "$2" in /* | "~"*) output="$2" ;; *) output="$PWD/$2" ;; esac ;;
         *) settings+=("$1" "$2") ;;
         esac
         shift
@@ -61,6 +63,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+trap '' PIPE # `| head` ends what is printed, not the runs
 use_environment experiments
 cd "$ROOT"
 if $quick; then
@@ -113,5 +116,5 @@ for baseline in ${baselines[@]+"${baselines[@]}"}; do
 done
 
 "$PYTHON" scripts/plot_paper.py "${plots[@]}" --output paper_plots.pdf
-echo "wrote the runs to $output and the figures to $ROOT/paper_plots.pdf"
+say "wrote the runs to $output and the figures to $ROOT/paper_plots.pdf"
 exit "$worst"

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Lint, types and tests, as continuous integration runs them. Arguments go to pytest:
 #   ./run_tests.sh -k figures
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # as by `sh run_tests.sh`
 set -euo pipefail
 
-. "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
+here="$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null)" || here="${BASH_SOURCE[0]}" # also through a symlink
+. "$(dirname "$here")/scripts/environment.sh"
 use_environment experiments dev
 cd "$ROOT"
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments.command.cli import RESULTS, Parser, UsageError, run_command
+from experiments.command.cli import RESULTS, Parser, UsageError, run_command, user_path
 from experiments.config.sweep_file import load_config_file
 from experiments.data.datasets import load
 from experiments.folder.events import check_tensorboard
@@ -24,11 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m experiments.run", description="Run one config.")
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument("config", type=user_path, metavar="CONFIG.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optimizer.lr=0.1 epochs=3")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="the run's own folder (default: results/<folder of the config>/<name>)",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.command.cli import Parser, run_command
+from experiments.command.cli import Parser, run_command, user_path
 from experiments.command.errors import RecordError
 from experiments.folder.read import RecordedRun, find_runs, read_run
 
@@ -19,7 +19,7 @@ _HEADINGS = ("run", "status", "epoch", "train loss", "val. acc.", "test acc.", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 after one line on stderr."""
-    return run_command(lambda: _show(_parser().parse_args(argv)))
+    return run_command(lambda: _show(_parser().parse_args(argv)), answers=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m experiments.show",
         description="A table of the runs in a folder and its subfolders. Seconds and time left are of training alone.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("folder", type=user_path, metavar="DIR")
     return parser
 
 
@@ -36,25 +36,22 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def print_table(folders: Sequence[Path], root: Path | None = None, failed: Collection[Path] = ()) -> None:
-    """A row for each run, its folder relative to `root`; `failed` are those that have just failed."""
-    rows = []
+def print_table(folders: Sequence[Path], root: Path, failed: Collection[Path] = ()) -> None:
+    """A row for each run, its folder relative to `root`, which holds all; `failed` are those that have just failed."""
+    rows, notes = [], []
     for folder in folders:
-        name = str(folder.relative_to(root)) if root else str(folder)
-        run = _readable(folder)
-        rows.append((name, *_cells(run, folder in failed)))
+        try:
+            run = read_run(folder)
+        except RecordError as error:
+            run = None
+            notes += [] if folder in failed else [f"note: {error}"]
+        rows.append((str(folder.relative_to(root)), *_cells(run, folder in failed)))
     table = pd.DataFrame(rows, columns=_HEADINGS)
     lines = table.to_string(index=False, justify="left", formatters={"run": _left(table, "run")}).splitlines()
     print("\n".join(line.rstrip() for line in lines))
     counts = table["status"].value_counts()
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
-
-
-def _readable(folder: Path) -> RecordedRun | None:
-    try:
-        return read_run(folder)
-    except RecordError:
-        return None
+    print(", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
+    print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
 
 
 def _left(table: pd.DataFrame, column: str):

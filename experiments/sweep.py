@@ -11,9 +11,8 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from experiments.command.cli import RESULTS, Parser, UsageError, run_command
+from experiments.command.cli import RESULTS, Parser, UsageError, run_command, user_path
 from experiments.config.yaml_mapping import apply_overrides
 from experiments.data.datasets import load
 from experiments.launch import cluster, processes, serial
@@ -38,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=user_path,
         default=RESULTS,
         metavar="DIR",
         help="runs go to DIR/<folder of the config, or name of the sweep file>/<name> (default: results)",
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     _check_launcher(arguments)
-    paths = [Path(text) for text in arguments.arguments if not _is_override(text)]
+    paths = [user_path(text) for text in arguments.arguments if not _is_override(text)]
     overrides = [text for text in arguments.arguments if _is_override(text)]
     elsewhere = arguments.devices is not None or arguments.launcher == "submitit"
     runs = plan(
@@ -84,12 +83,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
         else:
             print(outcome.text, flush=True)
     print()
-    print_table([run.folder for run in runs], failed=failed)
+    print_table([run.folder for run in runs], arguments.output, failed)
     return 1 if failed else 0
 
 
 def _is_override(text: str) -> bool:
-    return "=" in text and not Path(text).exists()
+    return "=" in text and not user_path(text).exists()
 
 
 def _check_launcher(arguments: argparse.Namespace) -> None:

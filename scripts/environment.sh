@@ -6,13 +6,19 @@
 #                               of pyproject.toml's named extras: the active environment where
 #                               it has them, else .venv, which is made here
 
+unset CDPATH # with it, cd may go elsewhere, and prints where
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 OLDEST_PYTHON="3.10"
 
 # One line on stderr; 2 is the exit code of every user error.
 die() {
-    echo "error: $*" >&2
+    echo "error: $*" >&2 || :
     exit 2
+}
+
+# A line on stdout, which may be closed or full: that stops nothing.
+say() {
+    echo "$*" 2>/dev/null || :
 }
 
 # version_of PYTHON: prints "3.11"; fails where PYTHON does not run.
@@ -49,7 +55,7 @@ use_environment() {
     local lacking
     find_python
     if lacking="$("$PYTHON" "$ROOT/scripts/check_environment.py" "$@")"; then
-        echo "environment: $PYTHON ($(version_of "$PYTHON")), which has what is needed"
+        say "environment: $PYTHON ($(version_of "$PYTHON")), which has what is needed"
         return
     fi
     use_venv "$lacking"
@@ -62,28 +68,61 @@ use_venv() {
     wanted="$(checksum "$ROOT/requirements.txt")"
     if is_new_enough "$venv/bin/python" && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         PYTHON="$venv/bin/python"
-        echo "environment: .venv ($(version_of "$PYTHON"))"
+        say "environment: .venv ($(version_of "$PYTHON"))"
         return
     fi
 
-    echo "environment: installing requirements.txt into .venv with Python $(version_of "$PYTHON")" \
+    say "environment: installing requirements.txt into .venv with Python $(version_of "$PYTHON")" \
         "(minutes; about 5.5 GB on Linux); $PYTHON lacks $1"
+    local with_uv=false
+    uv_will_do && with_uv=true
     if ! is_new_enough "$venv/bin/python"; then
         make_venv "$venv"
     fi
     PYTHON="$venv/bin/python"
     rm -f "$stamp"
+    { $with_uv && install_with_uv; } || install_with_pip "$1"
+    echo "$wanted" >"$stamp"
+}
+
+make_venv() {
+    if "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
+        "$PYTHON" -m venv --clear "$1" || die "$PYTHON could not make $1"
+    elif has_uv; then # which needs neither
+        rm -rf "$1"
+        uv venv --quiet --python "$PYTHON" "$1" || die "uv could not make $1 with $PYTHON"
+    else
+        die "$PYTHON cannot make a virtual environment (no ensurepip); install it," \
+            "on Debian and Ubuntu: apt install python$(version_of "$PYTHON")-venv"
+    fi
+}
+
+has_uv() {
+    command -v uv >/dev/null 2>&1
+}
+
+# uv is faster, but does not read where pip is told to look for packages.
+uv_will_do() {
+    has_uv || return 1
+    case "$("$PYTHON" -m pip config list 2>/dev/null)" in
+    *index* | *links* | *constraint* | *proxy* | *cert* | *host*) return 1 ;;
+    esac
+}
+
+install_with_uv() {
+    say "environment: with uv, which is on PATH"
+    uv pip install --quiet --python "$PYTHON" -r "$ROOT/requirements.txt" && return
+    say "environment: uv could not (its message is above); with pip"
+    return 1
+}
+
+install_with_pip() {
+    # uv makes environments without pip.
+    "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip >/dev/null 2>&1 ||
+        die ".venv has no pip, and its Python no ensurepip to get it: remove $ROOT/.venv and run this again"
     local quiet="--quiet"
     [ -t 1 ] && quiet="--progress-bar=on"
     "$PYTHON" -m pip install --disable-pip-version-check "$quiet" -r "$ROOT/requirements.txt" ||
         die "pip could not install requirements.txt into .venv (its message is above);" \
             "run this again, or activate an environment that has: $1"
-    echo "$wanted" >"$stamp"
-}
-
-make_venv() {
-    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
-        die "$PYTHON cannot make a virtual environment (no ensurepip); install it," \
-            "on Debian and Ubuntu: apt install python$(version_of "$PYTHON")-venv"
-    "$PYTHON" -m venv --clear "$1" || die "$PYTHON could not make $1"
 }

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 import pandas as pd
 
-from experiments.command.cli import RESULTS, Parser, run_command
+from experiments.command.cli import RESULTS, Parser, run_command, user_path
 from experiments.data.datasets import load
 from experiments.folder.read import read_run
 from experiments.launch import processes
@@ -134,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("settings", metavar="key=value", nargs="*", help="for all runs, e.g. data.root=/data")
     parser.add_argument("--left", action="store_true", help="say what is left, and run nothing")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time, sharing the CPU's threads")
-    parser.add_argument("--output", type=Path, metavar="DIR", default=RESULTS, help="default: results")
+    parser.add_argument("--output", type=user_path, metavar="DIR", default=RESULTS, help="default: results")
     return parser
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.command.cli import Parser
-from experiments.command.errors import DataError, ExperimentError
+from experiments.command.cli import Parser, run_command, user_path
+from experiments.command.errors import DataError
 from experiments.data.cifar_files import FOLDER, OFFICIAL_MD5
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,6 +163,11 @@ def get_data(data: Path, source: Path | None, url: str) -> str:
     return describe(install(source, data))
 
 
+def get(options: argparse.Namespace) -> int:
+    print(get_data(options.data, options.source, options.url))
+    return 0
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="get_data.sh",
@@ -173,25 +178,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--from",
         dest="source",
         metavar="PATH",
-        type=Path,
+        type=user_path,
         help=f"take {ARCHIVE} or a {FOLDER} folder from disk (a copy that is not the official "
         "one is accepted and said to be so)",
     )
-    parser.add_argument("--data", metavar="DIR", type=Path, default=ROOT / "data", help="default: %(default)s")
+    parser.add_argument("--data", metavar="DIR", type=user_path, default=ROOT / "data", help="default: %(default)s")
     parser.add_argument("--url", default=URL, help="a mirror of the official archive (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        options = parse_arguments(arguments)
-        print(get_data(options.data, options.source, options.url))
-    except (ExperimentError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Exit code 0, 2 after one line on stderr, or 130 and the like when interrupted."""
+    return run_command(lambda: get(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

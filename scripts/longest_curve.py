@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.command.cli import Parser, UsageError, run_command
+from experiments.command.cli import Parser, UsageError, run_command, user_path
 from scripts.plots.figures import FIGURES
 from scripts.plots.runs import load_runs
 
@@ -47,7 +47,7 @@ def _print(options: argparse.Namespace) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="longest_curve.py", description=__doc__.splitlines()[0])
-    parser.add_argument("results", metavar="RESULTS_DIR", type=Path)
+    parser.add_argument("results", metavar="RESULTS_DIR", type=user_path)
     parser.add_argument("baseline", metavar="BASELINE")
     return parser
 

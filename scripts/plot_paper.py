@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.command.cli import Parser, UsageError, run_command
+from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.folder.read import RecordedRun, find_runs, read_run
 from scripts.plots import style, table1
 from scripts.plots.draw import Drawn, draw_figure
@@ -112,21 +112,28 @@ def print_notes(runs: Runs) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="plot_paper.py", description=__doc__.splitlines()[0])
-    parser.add_argument("results", metavar="RESULTS_DIR", type=Path, nargs="+", help="one folder a run in it or below")
     parser.add_argument(
-        "--published", metavar="DIR", type=Path, nargs="+", default=[], help="the same runs with the published solver"
+        "results", metavar="RESULTS_DIR", type=user_path, nargs="+", help="one folder a run in it or below"
     )
-    parser.add_argument("--table1", metavar="DIR", type=Path, help="the runs of configs/sweeps/table1.yaml")
+    parser.add_argument(
+        "--published",
+        metavar="DIR",
+        type=user_path,
+        nargs="+",
+        default=[],
+        help="the same runs with the published solver",
+    )
+    parser.add_argument("--table1", metavar="DIR", type=user_path, help="the runs of configs/sweeps/table1.yaml")
     parser.add_argument(
         "--seconds-from",
         metavar="DIR",
-        type=Path,
+        type=user_path,
         nargs="+",
         default=[],
         help="take the seconds an epoch from these runs, made on a quiet machine, in place of each run's own",
     )
-    parser.add_argument("--output", metavar="FILE.pdf", type=Path, required=True)
-    parser.add_argument("--table", metavar="FILE.md", type=Path, help="write the tables as Markdown too")
+    parser.add_argument("--output", metavar="FILE.pdf", type=user_path, required=True)
+    parser.add_argument("--table", metavar="FILE.md", type=user_path, help="write the tables as Markdown too")
     return parser
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.command.cli import Parser, UsageError, run_command
+from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.folder.read import find_runs, read_run
 from scripts.plots import style
 from scripts.plots.output import figure_bytes, write
@@ -52,11 +52,11 @@ def _condition(text: str) -> tuple[str, str]:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="plot_sweep.py", description=__doc__.splitlines()[0])
-    parser.add_argument("results", metavar="RESULTS", type=Path, help="a folder with the runs in it or below")
+    parser.add_argument("results", metavar="RESULTS", type=user_path, help="a folder with the runs in it or below")
     parser.add_argument("--x", metavar="KEY", required=True, help="a key of the config, e.g. proxprop.tau_prox")
     parser.add_argument("--hue", metavar="KEY", help="a key with one curve for each of its values")
     parser.add_argument("--y", metavar="NUMBER", default="train_loss", help=f"of: {', '.join(NUMBERS)}")
-    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help=f"ends in {', '.join(FORMATS)}")
+    parser.add_argument("--output", metavar="FILE", type=user_path, required=True, help=f"ends in {', '.join(FORMATS)}")
     parser.add_argument(
         "--where", metavar="KEY=VALUE", action="append", default=[], help="of the runs, take these alone"
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments.command import interrupts
-from experiments.command.errors import ExperimentError, Interrupted
+from experiments.command.errors import ExperimentError, Interrupted, reason
+from experiments.command.streams import lenient
 
 RESULTS = Path("results")
 
@@ -25,16 +26,41 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
 
-def run_command(command: Callable[[], int]) -> int:
-    """The exit code of `command`: its own, 2 after a known error, 130 or 143 after SIGINT or SIGTERM."""
+def user_path(text: str) -> Path:
+    """A path as a person writes it: `~` and `~name` at its beginning mean a home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # nobody has that name
+        return Path(text)
+
+
+def run_command(command: Callable[[], int], *, answers: bool = False) -> int:
+    """The exit code of `command`: its own, 2 after a known error, 130 or 143 after SIGINT or SIGTERM.
+
+    Whatever becomes of stdout and stderr, it goes on; text that is lost is told at the end.
+
+    Args:
+        answers: what it prints is all that it does, so that to lose it is an error.
+    """
+    with lenient() as output:
+        code = _exit_code(command)
+        output.flush()
+        if output.lost is not None:
+            print(f"{'error' if answers else 'note'}: standard output: {reason(output.lost)}", file=sys.stderr)
+            code = code or 2 * answers
+    return code
+
+
+def _exit_code(command: Callable[[], int]) -> int:
     try:
         with interrupts.raised():
             return command()
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a path that the system refuses, as too long say
-        print(f"error: {str(error.filename)[:100]!r}: {error.strerror}", file=sys.stderr)
+    except OSError as error:  # a path that the system refuses, as too long say, or no more processes
+        path = "" if error.filename is None else f"{str(error.filename)[:100]!r}: "
+        print(f"error: {path}{reason(error)}", file=sys.stderr)
         return 2
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)

@@ -32,6 +32,11 @@ class CheckpointError(RecordError):
     """A checkpoint that is damaged or belongs to another run."""
 
 
+def reason(error: BaseException, limit: int = 300) -> str:
+    """What another's error says, on one line: the system's words, else its text, else its kind."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())[:limit] or type(error).__name__
+
+
 class Interrupted(BaseException):
     """A signal asked the program to stop; the text says what is kept.
 

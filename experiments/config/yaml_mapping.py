@@ -9,35 +9,55 @@ from typing import Any
 
 import yaml
 
-from experiments.command.errors import ConfigError
+from experiments.command.cli import user_path
+from experiments.command.errors import ConfigError, reason
 
 Mapping = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads `1e-3` as a number and refuses a key given twice."""
+    """SafeLoader that also reads `1e-3` as a number, and refuses a key given twice and numbers that are not decimal."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    # As it is written: when it is constructed, keys of merged mappings (`<<: *anchor`) stand beside its own.
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                problem = f"the key {key.value!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                raise _refusal(f"the key {key.value!r} is given twice", key)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
+
+    # YAML 1.1 takes 0100 for 64 and 1:30 for 90, which hardly anybody means.
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", node.value):
+            raise _refusal(f"{node.value[:30]!r} is no decimal integer (no leading zero, colon or 0x); {_TEXT}", node)
+        return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        if ":" in node.value:
+            raise _refusal(f"{node.value[:30]!r} is no decimal number; {_TEXT}", node)
+        return super().construct_yaml_float(node)
 
 
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes text which `_Loader` would read as a number."""
 
 
+def _refusal(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_TEXT = "text goes in quotes"
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 # YAML 1.1 wants a dot and a signed exponent in a float, so `1e-3` would be a string.
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
         list("-+.0123456789"),
     )
 
@@ -63,7 +83,9 @@ def read_yaml(path: Path) -> Mapping:
     except OSError as error:
         raise ConfigError(f"{str(path)[:200]}: cannot read this config: {error.strerror}") from error
     except Exception as error:  # bytes that are no YAML can raise nearly anything inside yaml
-        raise ConfigError(f"{path}: {_yaml_problem(error)}") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise ConfigError(f"{path}: not valid YAML: {line}{_problem(error)}") from error
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds a {type(content).__name__}"
         raise ConfigError(f"{path}: must hold a mapping `key: value`, but {found}")
@@ -98,7 +120,7 @@ def apply_overrides(mapping: Mapping, overrides: Sequence[str]) -> Mapping:
         try:
             parsed = parse_yaml(value)
         except Exception as error:  # as in a file
-            raise ConfigError(f"{key}: cannot read the value {value[:60]!r} as YAML") from error
+            raise ConfigError(f"{key}: cannot read the value {value[:60]!r} as YAML: {_problem(error)}") from error
         mapping = set_key(mapping, key, parsed)
     return mapping
 
@@ -132,7 +154,7 @@ def _base_of(path: Path, mapping: Mapping) -> Path | None:
     base = mapping.pop("extends")
     if not isinstance(base, str) or not base:
         raise ConfigError(f"extends: must be the path of a YAML file, got {base!r} in {path}")
-    return path.parent / base
+    return path.parent / user_path(base)
 
 
 def _merge(base: Mapping, over: Mapping) -> Mapping:
@@ -143,8 +165,6 @@ def _merge(base: Mapping, over: Mapping) -> Mapping:
     return merged
 
 
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error) or type(error).__name__
-    where = f"line {mark.line + 1}: " if mark is not None else ""
-    return f"not valid YAML: {where}{' '.join(problem.split())}"
+def _problem(error: Exception) -> str:
+    """What yaml says about a text, without the lines around it."""
+    return " ".join((getattr(error, "problem", None) or reason(error)).split())

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command.errors import DataError
+from experiments.command.errors import DataError, reason
 
 
 def read_batch(content: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
@@ -38,8 +38,7 @@ def read_batch(content: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{source}: refused, this pickle asks for {error}, "
                         "which no CIFAR-10 file does; nothing was executed") from None  # fmt: skip
     except Exception as error:  # damaged bytes can raise nearly anything inside pickle
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{source}: damaged or truncated ({problem}); "
+        raise DataError(f"{source}: damaged or truncated ({reason(error)}); "
                         "fetch it again with ./get_data.sh") from None  # fmt: skip
     return _checked(loaded, source)
 

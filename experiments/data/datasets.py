@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.command.cli import user_path
 from experiments.command.errors import DataError
 from experiments.config import DataConfig
 from experiments.data.cifar_files import FOLDER, OFFICIAL_MD5
@@ -60,7 +61,7 @@ def load(config: DataConfig, device: torch.device) -> Data:
             f"data.train_samples: must be at most {available}, the size of {config.name}'s training set, got {count}"
         )
     if config.name == "cifar10":
-        train, val, test, identity = _cifar10(Path(config.root), count, device)
+        train, val, test, identity = _cifar10(user_path(config.root), count, device)
     else:
         train, val, test, identity = _digits(count, device)
     return Data(train, val, test, {"name": config.name, "train_samples": count, **identity})

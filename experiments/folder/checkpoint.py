@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from experiments.command.errors import CheckpointError
+from experiments.command.errors import CheckpointError, reason
 from experiments.folder.atomic import TEMPORARY, write_atomically
 
 CHECKPOINT = "checkpoint.pt"
@@ -50,16 +50,15 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can raise nearly anything
-        reason = " ".join(str(error).partition(". ")[0].split())[:100] or type(error).__name__
-        raise refuse_checkpoint(folder, f"cut short or damaged ({reason})") from None
+        raise refuse_checkpoint(folder, f"cut short or damaged ({reason(error, 100)})") from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise refuse_checkpoint(folder, "not a checkpoint of this version of the project")
     return state
 
 
-def refuse_checkpoint(folder: Path, reason: str) -> CheckpointError:
-    """The error for a checkpoint that does not fit; `reason` follows its path."""
-    return CheckpointError(f"{folder / CHECKPOINT}: {reason}; remove it or give --overwrite to start afresh")
+def refuse_checkpoint(folder: Path, problem: str) -> CheckpointError:
+    """The error for a checkpoint that does not fit; `problem` follows its path."""
+    return CheckpointError(f"{folder / CHECKPOINT}: {problem}; remove it or give --overwrite to start afresh")
 
 
 def remove_checkpoint(folder: Path) -> None:

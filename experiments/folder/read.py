@@ -6,47 +6,78 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
-from experiments.command.errors import ConfigError, RecordError
+from experiments.command.errors import ConfigError, RecordError, reason
 from experiments.config import Config, load_resolved
+from experiments.config.wording import one_line, short
 from experiments.folder.lock import holder
-from experiments.folder.write import COLUMNS, CONFIG, METRICS, SUMMARY, reason
+from experiments.folder.write import COLUMNS, CONFIG, METRICS, SUMMARY
 
-_SUMMARY_KEYS = {"status", "epochs", "test_loss", "test_accuracy"}
+_ENCODING = "utf-8-sig"  # with the mark that some editors put in front, or without
+
+
+class _Data(BaseModel, strict=True):
+    name: str
+    train_samples: int
+    official: bool | None
+
+
+class _Summary(BaseModel, strict=True):
+    """What is read of a summary, since one may be edited; it holds more."""
+
+    status: Literal["finished", "diverged"]
+    epochs: int
+    test_loss: float | None
+    test_accuracy: float
+    seed: int
+    data: _Data
+    git_commit: str | None
+    torch: str
+    device: str
+    device_name: str
+    threads: int
+    date: str
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
-    """The rows recorded so far, one an epoch; a row cut off (by a copy that broke off) is left out.
+    """The rows recorded so far, one an epoch from 0 on; a row cut off (by a copy that broke off) is left out.
 
     Raises:
         RecordError: there is no `metrics.csv`, or it is not one.
     """
     path = Path(folder) / METRICS
     try:
-        text = path.read_text()
+        text = path.read_text(encoding=_ENCODING)
         metrics = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).astype(float)
-        metrics = metrics.astype({column: int for column in metrics if column == "epoch"})
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read as metrics: {reason(error)}") from error
     if list(metrics.columns) != COLUMNS:
         raise RecordError(f"{path}: must have the columns {','.join(COLUMNS)}")
-    return metrics
+    for row, epoch in enumerate(metrics["epoch"]):
+        if epoch != row:
+            raise RecordError(f"{path}: must have a row for each epoch from 0 on, but has {epoch:g} in place of {row}")
+    return metrics.astype({"epoch": int})
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished or diverged run, None of an unfinished or missing one."""
     path = Path(folder) / SUMMARY
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads(path.read_text(encoding=_ENCODING))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: cannot be read as a summary: {reason(error)}") from error
-    if not isinstance(summary, dict) or not summary.keys() >= _SUMMARY_KEYS:
-        raise RecordError(f"{path}: must be a JSON object with {', '.join(sorted(_SUMMARY_KEYS))}")
+    if not isinstance(summary, dict):
+        raise RecordError(f"{path}: must be a JSON object, got {short(summary)}")
+    try:
+        _Summary.model_validate(summary)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {one_line(error)}") from None
     return summary
 
 
@@ -136,14 +167,12 @@ def read_run(folder: Path) -> RecordedRun:
     """
     unfinished = "interrupted" if holder(folder) is None else "running"  # asked first: the run may just end
     summary = read_summary(folder)
-    metrics = read_metrics(folder)
-    return RecordedRun(
-        folder,
-        unfinished if summary is None else str(summary["status"]),
-        read_config(folder),
-        metrics.assign(seconds=metrics["epoch_seconds"].cumsum()),
-        summary,
-    )
+    metrics = read_metrics(folder).assign(seconds=lambda rows: rows["epoch_seconds"].cumsum())
+    status = unfinished if summary is None else str(summary["status"])
+    run = RecordedRun(folder, status, read_config(folder), metrics, summary)
+    if summary is not None and (not len(metrics) or run.epochs != summary["epochs"]):
+        raise RecordError(f"{folder / METRICS}: must end with epoch {summary['epochs']}, as {SUMMARY} has it")
+    return run
 
 
 def find_runs(root: Path) -> list[Path]:

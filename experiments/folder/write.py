@@ -11,7 +11,7 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
-from experiments.command.errors import RecordError
+from experiments.command.errors import RecordError, reason
 from experiments.config import Config, dump_config
 from experiments.folder.atomic import write_atomically
 from experiments.folder.checkpoint import remove_checkpoint, save_checkpoint
@@ -95,8 +95,3 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise RecordError(f"{folder}: cannot write the run here: {reason(error)}; "
                           "choose another --output") from error  # fmt: skip
-
-
-def reason(error: Exception) -> str:
-    """What an error says, on one line."""
-    return " ".join((getattr(error, "strerror", None) or str(error)).split())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command.errors import ConfigError, ExperimentError, Interrupted
+from experiments.command.errors import ConfigError, ExperimentError, Interrupted, reason
 from experiments.data.datasets import load
 from experiments.folder.environment import import_path
 from experiments.launch.execute import execute
@@ -44,13 +44,13 @@ def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters:
         executor = submitit.AutoExecutor(folder=logs / "%j", cluster=options.pop("cluster", None))
         executor.update_parameters(**options)
     except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as error:
-        raise ConfigError(f"--submitit: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--submitit: {reason(error)}") from error
 
     def start(run: PlannedRun) -> _Job:
         try:
             return _Job(run, executor.submit(_Task(run, Path.cwd())))
         except Exception as error:  # whatever the cluster answers: the other runs may still be taken
-            return _Job(run, None, f"cannot be submitted: {' '.join(str(error).split())[:300]}")
+            return _Job(run, None, f"cannot be submitted: {reason(error)}")
 
     yield from watch(runs, start, jobs or len(runs))
 
@@ -93,8 +93,8 @@ class _Job:
         try:
             failed, text = self._job.result()
         except Exception as error:  # whatever the job raised, or that it died without a result
-            reason = " ".join(str(error).split())[-300:]
-            failed, text = True, f"job {self._job.job_id}: {reason} (its log: {self._job.paths.stderr})"
+            said = reason(error, limit=10**6)[-300:]  # of a job's traceback, the end
+            failed, text = True, f"job {self._job.job_id}: {said} (its log: {self._job.paths.stderr})"
         return Outcome(self.run, failed, text)
 
     def stop(self) -> None:

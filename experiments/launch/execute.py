@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from experiments.command import interrupts
-from experiments.command.errors import ConfigError, Interrupted, RecordError
+from experiments.command.errors import ConfigError, Interrupted, RecordError, reason
 from experiments.config import Config, differing_keys, dump_config, parse_config
 from experiments.data.datasets import Data
 from experiments.folder.checkpoint import load_checkpoint, refuse_checkpoint
@@ -168,8 +168,7 @@ class _Run:
                 self._earlier = [*self._earlier, {"until_epoch": self.training.epoch, **state["environment"]}]
             self._earlier_seconds = state["seconds"]
         except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise refuse_checkpoint(folder, f"of another version of this project ({reason})") from error
+            raise refuse_checkpoint(folder, f"of another version of this project ({reason(error, 100)})") from error
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds.

@@ -30,7 +30,7 @@ def launch(runs: Sequence[PlannedRun], jobs: int, devices: Sequence[str] = ()) -
         Interrupted: by SIGINT or SIGTERM, once all runs have saved their states.
     """
     environment = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), **os.environ}
-    environment["PYTHONPATH"] = import_path()
+    environment |= {"PYTHONPATH": import_path(), "PYTHONIOENCODING": "utf-8"}  # as the outputs are read back
     with tempfile.TemporaryDirectory() as scratch:
         free = [devices[index % len(devices)] for index in range(jobs)] if devices else [None] * jobs
 
@@ -62,7 +62,8 @@ class _Process:
     def outcome(self) -> Outcome | None:
         if self._outcome is None and (code := self._process.poll()) is not None:
             self._free.append(self._device)
-            text = (self._errors if code else self._output).read_text().strip().removeprefix("error: ")
+            said = (self._errors if code else self._output).read_text(encoding="utf-8", errors="replace")
+            text = said.strip().removeprefix("error: ")
             self._outcome = Outcome(self.run, code != 0, text or f"ended by {_cause(code)}")
         return self._outcome
 

@@ -18,11 +18,11 @@ HEADER = "epoch,minibatch_loss,train_loss,train_accuracy,val_loss,val_accuracy,e
 BATCHES = 3  # of the tiny config's epoch
 
 
-def table(capsys, folder="results"):
+def table(capsys, folder="results", note=""):
     """The rows by their runs' names, and the line of counts."""
     assert main([str(folder)]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert (err.startswith(note) and err.count("\n") == 1) if note else err == ""
     heading, *lines, counts = out.splitlines()
     assert heading.split() == ["run", "status", "epoch", "train", "loss", "val.", "acc.", "test", "acc.", "s/epoch",
                                "time", "left"]  # fmt: skip
@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_said_in_its_row(write_config, capsys, name, cont
     make_up(write_config, "a", [1], epochs=2)
     folder = make_up(write_config, "b", [1], epochs=2)
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    rows, counts = table(capsys)
+    rows, counts = table(capsys, note=f"note: {folder}")
     assert rows == {"configs/a": ["interrupted", "1/2", "1", "12.50%", "1", "1", "s"], "configs/b": ["unreadable"]}
     assert sorted(counts.split(", ")) == ["1 interrupted", "1 unreadable"]
     with pytest.raises(RecordError, match=r"configs/b"):
@@ -181,8 +181,8 @@ def test_a_sweep_ends_with_the_table_of_its_runs(write_config, capsys):
         write_config(name)
     Path("out/configs").mkdir(parents=True)
     Path("out/configs/b").write_text("in the way")
-    assert sweep.main(["configs", "--output", "out"]) == 1
+    assert sweep.main(["configs", "--output", str(Path("out").absolute())]) == 1
     lines = capsys.readouterr().out.split("\n\n")[-1].splitlines()
-    assert lines[1].split()[:3] == ["out/configs/a", "finished", "2/2"]
-    assert lines[2].split() == ["out/configs/b", "failed"]
+    assert lines[1].split()[:3] == ["configs/a", "finished", "2/2"]  # relative to the folder asked for
+    assert lines[2].split() == ["configs/b", "failed"]
     assert sorted(lines[3].split(", ")) == ["1 failed", "1 finished"]

@@ -42,7 +42,7 @@ def test_time_is_the_sum_of_the_epochs(tmp_path: Path) -> None:
 
 
 def test_a_run_without_rows_is_no_run(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
+    folder = write_run(tmp_path / "a", finished=False)
     header = (folder / "metrics.csv").read_text().splitlines()[0]
     (folder / "metrics.csv").write_text(header + "\n")
     with pytest.raises(RecordError, match="holds no run that has recorded anything"):

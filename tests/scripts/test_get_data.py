@@ -99,6 +99,14 @@ def test_a_source_that_does_not_exist_is_named_though_data_is_there(
     assert "nope does not exist" in error_line(capsys)
 
 
+def test_a_tilde_in_front_is_the_home(archive: Path, data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--data", "~/data", "--from", "~/disk/archive.tar.gz"]) == 0
+    assert sorted(contents(data / FOLDER)) == sorted(FILES_MD5)
+    assert main(["--data=~/other", "--from=~/none"]) == 2
+    assert error_line(capsys) == f"error: --from: {tmp_path}/none does not exist\n"
+
+
 def test_incomplete_data_is_named(batches: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(batches, data / FOLDER)
     (data / FOLDER / "test_batch").unlink()

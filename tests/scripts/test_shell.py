@@ -1,6 +1,7 @@
 """The entry scripts, with stand-ins for Python so that nothing is installed."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,10 +9,14 @@ import pytest
 
 ENTRIES = ["get_data.sh", "paper_experiments.sh", "run_tests.sh", ".ci/run"]
 
-# A Python of the version $1 that claims to have nothing installed; `-m venv` copies it, and
-# `-m pip install` logs a line and does as $FAKE_PIP says.
+# A Python that claims to have nothing installed; `-m venv` copies it, and `-m pip install` logs a line and does as
+# $FAKE_PIP says. With a file `no-pip` beside it, it has none until `-m ensurepip`.
 FAKE_PYTHON = """#!/bin/bash
+no_pip="$(dirname "$0")/no-pip"
 case "$*" in
+    *" pip "*) [ ! -e "$no_pip" ] || exit 1 ;;&
+    *"pip config list"*) echo "$FAKE_PIP_CONFIG" ;;
+    "-m ensurepip") [ {no_ensurepip} = 0 ] && rm "$no_pip" ;;
     *"%d.%d"*) echo {version} ;;
     *"version_info[:2] < "*) exit {too_old} ;;
     *check_environment.py*) echo "torch>=2.6"; exit 1 ;;
@@ -19,6 +24,15 @@ case "$*" in
     *ensurepip*) exit {no_ensurepip} ;;
     "-m venv"*) mkdir -p "${{@: -1}}/bin" && cp "$0" "${{@: -1}}/bin/python" ;;
     *"pip install"*) echo pip >> "$FAKE_LOG"; exit "${{FAKE_PIP:-0}}" ;;
+esac
+"""
+
+# Makes environments without pip.
+FAKE_UV = """#!/bin/bash
+echo "uv $1" >> "$FAKE_LOG"
+case "$1" in
+    venv) mkdir -p "${@: -1}/bin" && cp "$(command -v python3)" "${@: -1}/bin/python" && echo > "${@: -1}/bin/no-pip" ;;
+    *) exit "${FAKE_UV:-0}" ;;
 esac
 """
 
@@ -41,6 +55,20 @@ def fake_python(tmp_path: Path, name: str = "python3", version: str = "3.12", en
     path.chmod(0o755)
 
 
+def fake_uv(tmp_path: Path) -> None:
+    path = tmp_path / "bin" / "uv"
+    path.write_text(FAKE_UV)
+    path.chmod(0o755)
+
+
+def venv_without_pip(checkout: Path, tmp_path: Path) -> None:
+    """As `uv venv` makes it."""
+    folder = checkout / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    shutil.copy(tmp_path / "bin" / "python3", folder / "python")
+    (folder / "no-pip").touch()
+
+
 def use_environment(checkout: Path, tmp_path: Path, **variables: str):
     """Sources environment.sh from another folder, where PATH has the stand-ins alone."""
     (tmp_path / "bin").mkdir(exist_ok=True)
@@ -58,9 +86,13 @@ def use_environment(checkout: Path, tmp_path: Path, **variables: str):
     )
 
 
+def log(tmp_path: Path) -> list[str]:
+    path = tmp_path / "log"
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def installs(tmp_path: Path) -> int:
-    log = tmp_path / "log"
-    return len(log.read_text().splitlines()) if log.exists() else 0
+    return len(log(tmp_path))
 
 
 @pytest.mark.parametrize("name", [*ENTRIES, "scripts/environment.sh"])
@@ -133,6 +165,189 @@ def test_a_python_without_ensurepip(checkout: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "apt install python3.11-venv" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_pip_is_put_into_an_environment_without_it(checkout: Path, tmp_path: Path) -> None:
+    fake_python(tmp_path)
+    venv_without_pip(checkout, tmp_path)
+    done = use_environment(checkout, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log(tmp_path) == ["pip"]
+    assert not (checkout / ".venv" / "bin" / "no-pip").exists()
+
+
+def test_an_environment_that_pip_cannot_be_put_into(checkout: Path, tmp_path: Path) -> None:
+    fake_python(tmp_path, ensurepip=False)
+    venv_without_pip(checkout, tmp_path)
+    done = use_environment(checkout, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: .venv has no pip, and its Python no ensurepip to get it: remove {checkout}/.venv and run this again\n"
+    )
+    assert log(tmp_path) == []
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_uv_installs_where_it_is_on_the_path(checkout: Path, tmp_path: Path, there: bool) -> None:
+    fake_python(tmp_path)
+    fake_uv(tmp_path)
+    if there:
+        venv_without_pip(checkout, tmp_path)
+    done = use_environment(checkout, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "environment: with uv, which is on PATH\n" in done.stdout
+    assert log(tmp_path) == ["uv pip"]
+    assert "environment: .venv (3.12)" in use_environment(checkout, tmp_path).stdout
+    assert log(tmp_path) == ["uv pip"]
+
+
+def test_uv_makes_the_environment_where_python_cannot(checkout: Path, tmp_path: Path) -> None:
+    fake_python(tmp_path, ensurepip=False)
+    fake_uv(tmp_path)
+    done = use_environment(checkout, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log(tmp_path) == ["uv venv", "uv pip"]
+
+
+def test_pip_installs_what_uv_could_not(checkout: Path, tmp_path: Path) -> None:
+    fake_python(tmp_path)
+    fake_uv(tmp_path)
+    done = use_environment(checkout, tmp_path, FAKE_UV="1")
+    assert done.returncode == 0
+    assert "environment: uv could not (its message is above); with pip\n" in done.stdout
+    assert log(tmp_path) == ["uv pip", "pip"]
+
+
+@pytest.mark.parametrize("setting", ["global.index-url='https://mirror'", ":env:.find-links='/wheels'"])
+def test_pip_installs_where_it_is_told_where_packages_are(checkout: Path, tmp_path: Path, setting: str) -> None:
+    fake_python(tmp_path)
+    fake_uv(tmp_path)
+    assert use_environment(checkout, tmp_path, FAKE_PIP_CONFIG=setting).returncode == 0
+    assert log(tmp_path) == ["pip"]
+
+
+def test_uv_is_not_kept_from_it_by_other_settings_of_pip(checkout: Path, tmp_path: Path) -> None:
+    fake_python(tmp_path)
+    fake_uv(tmp_path)
+    assert use_environment(checkout, tmp_path, FAKE_PIP_CONFIG="global.timeout='60'").returncode == 0
+    assert log(tmp_path) == ["uv pip"]
+
+
+@pytest.mark.parametrize("redirection", ["| true", ">&-", "> /dev/full"])
+def test_an_output_that_nobody_reads_stops_nothing(checkout: Path, tmp_path: Path, redirection: str) -> None:
+    fake_python(tmp_path)
+    use_environment(checkout, tmp_path)
+    script = f"trap '' PIPE; . '{checkout}/scripts/environment.sh'; use_environment dev && exit 7"
+    done = subprocess.run(
+        ["bash", "-c", f"""bash -c '{script.replace("'", '"')}' {redirection}; exit "${{PIPESTATUS[0]}}" """],
+        env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "FAKE_LOG": str(tmp_path / "log")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (7, "")
+
+
+# --- other ways to start them -------------------------------------------------------------------------------------
+
+SCRIPTS = ENTRIES[:3]
+
+
+def started(command: list[str | Path], folder: Path, **variables: str):
+    return subprocess.run(command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True)
+
+
+@pytest.fixture
+def entries(checkout: Path, tmp_path: Path, root: Path) -> Path:
+    """A checkout whose scripts get as far as a stand-in for Python, which says where it was started."""
+    for name in SCRIPTS:
+        shutil.copy(root / name, checkout / name)
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text('#!/bin/bash\ncase "$*" in *%d.%d*) echo 3.12 ;; *"version_info[:2] < "*) ;;\n'
+                      '*check_environment*) ;; *) echo "$PWD: $*" ;; esac\n')  # fmt: skip
+    python.chmod(0o755)
+    return checkout
+
+
+@pytest.mark.parametrize("shell", [[], ["bash"], ["sh"], ["bash", "--posix"]])
+@pytest.mark.parametrize("where", ["here", "by path", "by symlink", "by two symlinks"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_the_same_however_it_is_started(
+    entries: Path, tmp_path: Path, name: str, where: str, shell: list[str]
+) -> None:
+    folder, script = entries, f"./{name}"
+    if where != "here":
+        folder, script = tmp_path, str(entries / name)
+    if "symlink" in where:
+        script = "./link"
+        (tmp_path / "link").symlink_to(f"a checkout/{name}")
+    if where == "by two symlinks":
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "link").symlink_to("../link")
+        folder = tmp_path / "elsewhere"
+    options, last_line = {
+        "get_data.sh": (["--from", "a b"], "{folder}: {root}/scripts/get_data.py --from a b"),
+        "paper_experiments.sh": (["--quick"], "wrote the runs to {root}/results/local and the figures to {root}/paper"),
+        "run_tests.sh": (["-k", "a b"], "{root}: -m pytest -k a b"),
+    }[name]
+    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CDPATH": f"{tmp_path}:{entries}:/usr",
+                 "VIRTUAL_ENV": "", "CONDA_PREFIX": ""}  # fmt: skip
+    done = started([*shell, script, *options], folder, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith(last_line.format(folder=folder, root=entries))
+
+
+def test_what_the_papers_suite_runs(entries: Path, root: Path, tmp_path: Path) -> None:
+    """ProxProp, then each BackProp as long as the longest curve of its figure; a tilde is left to the commands."""
+    shutil.copytree(root / "configs", entries / "configs")
+    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": "", "CONDA_PREFIX": ""}
+    done = started(["./paper_experiments.sh", "data.root=~/d", "--output", "~/runs"], entries, **variables)
+    assert done.returncode == 0, done.stderr
+    lines = [line.removeprefix(f"{entries}: ") for line in done.stdout.splitlines()]
+    check, data, proxprop, *baselines, figures, last = lines[1:]
+    assert data == f"{entries}/scripts/get_data.py --data ~/d"
+    names = [f"configs/paper/{name}.yaml" for name in ("convnet_adam_cg10", "convnet_adam_cg3", "mlp_sgd_cg10",
+             "mlp_sgd_cg3", "mlp_sgd_cg5", "mlp_sgd_exact")]  # fmt: skip
+    names += ["configs/paper_published", "configs/paper_text/convnet_text_adam_cg10.yaml"]
+    names += ["configs/paper_text/convnet_text_adam_cg3.yaml", "configs/paper_text_published"]
+    assert proxprop == f"-m experiments.sweep {' '.join(names)} data.root=~/d --output ~/runs"
+    assert check.startswith("-m experiments.sweep --check configs/paper/convnet_adam_cg10.yaml ")
+    assert "configs/paper/mlp_sgd_gradient.yaml" in check
+    expected = [("paper", "convnet_adam"), ("paper", "mlp_sgd"), ("paper_text", "convnet_text_adam")]
+    for line, (folder, name) in zip(baselines, expected, strict=True):
+        # The stand-in prints what it was called with, which here is the limit.
+        limit = f"{entries}: scripts/longest_curve.py ~/runs/{folder} {name}_gradient"
+        config = f"configs/{folder}/{name}_gradient.yaml"
+        assert line == f"-m experiments.sweep {config} time_limit={limit} data.root=~/d --output ~/runs"
+    assert figures == (
+        "scripts/plot_paper.py ~/runs/paper ~/runs/paper_text --published ~/runs/paper_published "
+        "~/runs/paper_text_published --output paper_plots.pdf"
+    )
+    assert last == f"wrote the runs to ~/runs and the figures to {entries}/paper_plots.pdf"
+
+
+def test_everything_is_table_1_and_long_baselines_too(entries: Path, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "configs", entries / "configs")
+    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": "", "CONDA_PREFIX": ""}
+    done = started(["./paper_experiments.sh", "--everything", "--output", "/r"], entries, **variables)
+    assert done.returncode == 0, done.stderr
+    sweeps = [line for line in done.stdout.splitlines() if "experiments.sweep" in line]
+    assert len(sweeps) == 2  # a check, and the runs
+    assert "configs/paper/mlp_sgd_gradient.yaml" in sweeps[1]
+    assert "configs/sweeps/table1.yaml --output /r" in sweeps[1]
+    assert "time_limit" not in done.stdout
+    assert "--table1 /r/table1 --output paper_plots.pdf" in done.stdout
+
+
+@pytest.mark.parametrize("redirection", ["| head -1", ">&-", "> /dev/full"])
+def test_the_papers_runs_go_on_whatever_becomes_of_the_output(entries: Path, tmp_path: Path, redirection: str) -> None:
+    python = tmp_path / "bin" / "python3"
+    python.write_text(python.read_text().replace('echo "$PWD: $*"', f'echo "$*" >> "{tmp_path}/log"'))
+    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": "", "CONDA_PREFIX": ""}
+    command = f'./paper_experiments.sh --quick {redirection}; exit "${{PIPESTATUS[0]}}"'
+    done = started(["bash", "-c", command], entries, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log(tmp_path)[-1].startswith("scripts/plot_paper.py ")
 
 
 @pytest.mark.parametrize(

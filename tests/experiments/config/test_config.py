@@ -9,6 +9,7 @@ import yaml
 
 from experiments.command.errors import ConfigError
 from experiments.config import differing_keys, dump_config, load_config, load_resolved
+from experiments.config.yaml_mapping import dump_yaml, parse_yaml
 from experiments.run import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,7 +57,11 @@ def one_line_error(capsys) -> str:
         ("name=a/b", "name: must be letters, digits"),
         ("device=tpu", "device: must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         ("epochs", "'epochs': an override has the form key=value"),
-        ("optimizer.lr=[1", "optimizer.lr: cannot read the value '[1' as YAML"),
+        ("optimizer.lr=[1", "optimizer.lr: cannot read the value '[1' as YAML: expected ',' or ']', but got"),
+        ("epochs=0100", "epochs: cannot read the value '0100' as YAML: '0100' is no decimal integer (no leading zero"),
+        ("epochs=1:30", "epochs: cannot read the value '1:30' as YAML: '1:30' is no decimal integer"),
+        ("optimizer.lr=1:30.5", "optimizer.lr: cannot read the value '1:30.5' as YAML: '1:30.5' is no decimal number"),
+        ("epochs=08", "epochs: must be a valid integer, got '08'"),
     ],
 )
 def test_bad_value_is_one_line_and_writes_nothing(write_config, capsys, override, line):
@@ -98,6 +103,10 @@ def test_an_unknown_key_is_named_before_the_key_that_it_left_missing(write_confi
         ("", r"broken\.yaml: must hold a mapping .* but is empty"),
         (b"\xff\xfe\xfd", r"broken\.yaml: not valid YAML: "),
         ("day: 2024-13-45\n", r"broken\.yaml: not valid YAML: "),
+        ("a: 1\nb: {c: [3, 010]}\n", r"broken\.yaml: not valid YAML: line 2: '010' is no decimal integer \(no leading"),
+        ("a: 1\n01: 2\n", r"broken\.yaml: not valid YAML: line 2: '01' is no decimal integer"),
+        ("a: &a {b: 1}\nc:\n  <<: *a\n  <<: *a\n", r"line 4: the key '<<' is given twice"),
+        ("a: &a {b: 1}\nc: {<<: *a, d: 1, d: 2}\n", r"line 2: the key 'd' is given twice"),
     ],
 )
 def test_broken_file_is_one_line(tmp_path, content, problem):
@@ -157,6 +166,52 @@ def test_numbers_with_an_exponent_are_numbers(write_config, text):
     path.write_text(path.read_text().replace("lr: 0.1", f"lr: {text}"))
     assert load_config(path).optimizer.lr == pytest.approx(1e-3)
     assert load_config(path, [f"optimizer.lr={text}"]).optimizer.lr == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("text", ["0100", "-0100", "00", "0x1F", "0b11", "1:30", "-1:30", "1:30:00", "1:30.5", "0_7"])
+def test_numbers_that_are_not_decimal_are_refused(text):
+    """YAML 1.1 reads 0100 as 64 and 1:30 as 90."""
+    with pytest.raises(yaml.YAMLError, match=f"'{text}' is no decimal"):
+        parse_yaml(text)
+    assert parse_yaml(f"'{text}'") == text
+    assert parse_yaml(dump_yaml({"a": text})) == {"a": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("-0", 0), ("100", 100), ("+7", 7), ("10_000", 10_000), ("0.5", 0.5), ("00.5", 0.5), ("1e05", 1e5)],
+)
+def test_decimal_numbers(text, number):
+    parsed = parse_yaml(text)
+    assert parsed == number
+    assert type(parsed) is type(number)
+
+
+def test_a_merged_mapping_may_be_merged_again():
+    """Its anchor stands deeper than the alias, so that it is constructed later, when it has all keys of both."""
+    text = """
+base: &base {lr: 1, momentum: 0}
+deep: {inner: &inner {<<: *base, lr: 2}}
+outer: &outer {<<: *inner, momentum: 3}
+both: {<<: [*outer, *base], lr: 4}
+"""
+    assert parse_yaml(text) == {
+        "base": {"lr": 1, "momentum": 0},
+        "deep": {"inner": {"lr": 2, "momentum": 0}},
+        "outer": {"lr": 2, "momentum": 3},
+        "both": {"lr": 4, "momentum": 3},
+    }
+
+
+def test_home_is_meant_by_a_tilde(write_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    write_config("base", folder="home", seed=7)
+    (tmp_path / "a.yaml").write_text("extends: ~/base.yaml\nname: a\n")
+    assert load_config(tmp_path / "a.yaml").seed == 7
+    (tmp_path / "a.yaml").write_text("extends: ~/none.yaml\n")
+    with pytest.raises(ConfigError, match=rf"extends: .* extends {tmp_path}/home/none\.yaml, which is not a file"):
+        load_config(tmp_path / "a.yaml")
 
 
 def test_resolved_config_reads_back_equal_and_holds_every_key(write_config, tmp_path):

@@ -39,6 +39,13 @@ def cifar(root, **keys):
     return datasets.load(DataConfig(name="cifar10", root=str(root), **keys), CPU)
 
 
+def test_a_tilde_in_front_of_the_root_is_the_home(small_cifar, monkeypatch):
+    monkeypatch.setenv("HOME", str(small_cifar.parent))
+    assert len(cifar(f"~/{small_cifar.name}").train) == 5 * IMAGES - 10
+    with pytest.raises(DataError, match=rf"^{small_cifar.parent}/none/cifar-10-batches-py: no such folder"):
+        cifar("~/none")
+
+
 def test_official_layout_is_read_exactly(batch_bytes):
     pixels, labels = random_batch(0)
     read_pixels, read_labels = read_batch(batch_bytes(pixels, labels), "file")

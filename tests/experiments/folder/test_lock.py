@@ -1,5 +1,7 @@
 """One process at a time writes a run's folder, and a crash locks nobody out."""
 
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -114,3 +116,59 @@ def test_a_folder_that_is_locked_can_be_removed(tmp_path):
             path.unlink()
         folder.rmdir()
     assert holder(folder) is None
+
+
+# --- file systems without locks -------------------------------------------------------------------------------------
+
+
+def refuse_locks(monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def refused(number):
+    """Code for another process on such a file system."""
+    return f"import fcntl\ndef flock(*_): raise OSError({number}, os.strerror({number}))\nfcntl.flock = flock"
+
+
+def test_where_there_are_no_locks_a_file_stands_for_one(tmp_path, monkeypatch):
+    refuse_locks(monkeypatch, errno.ENOSYS)
+    for _ in range(2):
+        with locked(tmp_path):
+            assert holder(tmp_path).startswith(f"process {os.getpid()} on ")
+            with (
+                pytest.raises(RecordError, match=r"in use by process .*, or remove \.lock there if it has ended"),
+                locked(tmp_path),
+            ):
+                pytest.fail("locked twice")
+            assert holder(tmp_path)  # still: to ask takes nothing away
+        assert holder(tmp_path) is None
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_locks_a_crash_locks_nobody_out(write_config, start, wait_until, monkeypatch, capsys):
+    path = write_config(epochs=10**9)
+    process = start("experiments.run", path, before=refused(errno.ENOSYS))
+    wait_until((TINY / ".owner.json").exists)
+    refuse_locks(monkeypatch, errno.ENOSYS)
+    assert main([str(path)]) == 2
+    assert f"in use by process {process.id} on" in capsys.readouterr().err
+    assert process.poll() is None
+    process.send(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert process.errors == ""  # nothing of locks
+    assert (TINY / ".lock").exists()
+    assert main([str(path), "epochs=2", "--overwrite"]) == 0
+    assert holder(TINY) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_locks_that_fail_are_one_line_and_not_taken_for_in_use(write_config, monkeypatch, capsys, number):
+    refuse_locks(monkeypatch, number)
+    assert main([str(write_config())]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {TINY}: cannot write the run here: {os.strerror(number)}; choose another --output\n"
+    )
+    assert holder(TINY) is None

@@ -46,8 +46,15 @@ def as_here(monkeypatch):
 # --- side by side on this machine ---------------------------------------------------------------------------------
 
 
-def test_side_by_side_is_as_one_after_the_other_whatever_happens_to_some(write_config, as_here, wait_until, capsys):
-    """One run has a file in its way, one is killed, and the others are what they always are."""
+def test_side_by_side_is_as_one_after_the_other_whatever_happens_to_some(
+    write_config, as_here, wait_until, capsys, monkeypatch
+):
+    """One run has a file in its way, one is killed, and the others are what they always are.
+
+    What they say is read back, whatever this process is told to print in.
+    """
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    folder = Path("é/configs")
     optimizer = {"name": "sgd", "lr": 0.5, "momentum": 0.9}
     proxprop = {"optimization_mode": "prox_cg3", "tau_prox": 0.1}
     write_config("a", device="auto", optimizer=optimizer, proxprop=proxprop, epochs=3)
@@ -55,31 +62,30 @@ def test_side_by_side_is_as_one_after_the_other_whatever_happens_to_some(write_c
     capsys.readouterr()
     write_config("endless", epochs=10**9)
     write_config("in_the_way")
-    OUT.mkdir(parents=True)
-    (OUT / "in_the_way").write_text("")
+    folder.mkdir(parents=True)
+    (folder / "in_the_way").write_text("")
 
     def kill():
-        owner = OUT / "endless" / ".owner.json"
-        wait_until(lambda: owner.exists() and len(numbers_or_none(OUT / "endless")) > 2)
+        owner = folder / "endless" / ".owner.json"
+        wait_until(lambda: owner.exists() and len(numbers_or_none(folder / "endless")) > 2)
         os.kill(json.loads(owner.read_text())["process"], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    code = main(["configs", "--output", "out", "--jobs", "2", "--devices", "cpu"])
+    code = main(["configs", "--output", "é", "--jobs", "2", "--devices", "cpu"])
     killer.join()
     assert code == 1
     out, err = capsys.readouterr()
     assert sorted(err.splitlines()) == [
         "error: endless: ended by SIGKILL",
-        "error: in_the_way: out/configs/in_the_way: cannot write the run here: File exists; choose another --output",
+        "error: in_the_way: é/configs/in_the_way: cannot write the run here: File exists; choose another --output",
     ]
-    assert "a: finished, 3 epochs, train loss " in out
-    assert numbers(OUT / "a") == numbers(SERIAL / "a")
-    assert facts(OUT / "a") == facts(SERIAL / "a")
+    assert re.search(r"a: finished, 3 epochs, train loss .* wrote é/configs/a\n", out)
+    assert numbers(folder / "a") == numbers(SERIAL / "a")
+    assert facts(folder / "a") == facts(SERIAL / "a")
     rows = [line.split()[:2] for line in out.split("\n\n")[-1].splitlines()[1:-1]]
-    assert rows == [["out/configs/a", "finished"], ["out/configs/endless", "failed"],
-                    ["out/configs/in_the_way", "failed"]]  # fmt: skip
-    assert holder(OUT / "endless") is None
+    assert rows == [["configs/a", "finished"], ["configs/endless", "failed"], ["configs/in_the_way", "failed"]]
+    assert holder(folder / "endless") is None
 
 
 def numbers_or_none(folder):
