@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.stateless import _reparametrize_module
 
 from proxprop.design import AutogradDesign, working_dtype
 from proxprop.layers import (
@@ -19,8 +20,9 @@ from proxprop.layers import (
     ProxPropConv3d,
     ProxPropLayer,
     ProxPropLinear,
+    Used,
 )
-from proxprop.linearity import linearity
+from proxprop.linearity import check_linear
 
 
 class _BaseForward(nn.Module):
@@ -42,16 +44,19 @@ class _Call:
     """
 
     layer: ProxPropLayer
+    names: tuple[str, ...]
     positional: tuple[Any, ...]
     keywords: dict[str, Any]
 
     @classmethod
-    def split(cls, layer: ProxPropLayer, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[_Call, list[Tensor]]:
-        """The call without its tensors, and the tensors."""
+    def split(
+        cls, layer: ProxPropLayer, names: Iterable[str], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[_Call, list[Tensor]]:
+        """The call without its tensors, and the tensors; ``names`` are those of the parameters."""
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         positional = tuple(_Hole if isinstance(value, Tensor) else value for value in args)
         keywords = {key: _Hole if isinstance(value, Tensor) else value for key, value in kwargs.items()}
-        return cls(layer, positional, keywords), tensors
+        return cls(layer, tuple(names), positional, keywords), tensors
 
     def __call__(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
         """The output; the base class may update buffers."""
@@ -63,14 +68,17 @@ class _Call:
         return self._run(self._named(parameters) | buffers, [_cast(tensor, dtype) for tensor in tensors])
 
     def _named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        names = (f"layer.{name}" for name, _ in self.layer.named_parameters())
-        return dict(zip(names, parameters, strict=True))
+        return {f"layer.{name}": p for name, p in zip(self.names, parameters, strict=True)}
 
     def _run(self, state: dict[str, Tensor], tensors: Sequence[Tensor]) -> Any:
         remaining = iter(tensors)
         args = tuple(next(remaining) if value is _Hole else value for value in self.positional)
         kwargs = {key: next(remaining) if value is _Hole else value for key, value in self.keywords.items()}
-        return torch.func.functional_call(_BaseForward(self.layer), state, args, kwargs)
+        module = _BaseForward(self.layer)
+        if torch._C._get_tracing_state() is not None:  # where functional_call refuses to work
+            with _reparametrize_module(module, state):
+                return module(*args, **kwargs)
+        return torch.func.functional_call(module, state, args, kwargs)
 
 
 class _Hole:
@@ -90,35 +98,56 @@ class GeneratedLayer(ProxPropLayer):
         self._found_linear: set[bool] = set()  # in which of training and evaluation
         if next(self.parameters(), None) is None:
             raise TypeError(f"{type(self).__name__}: the module has no parameters to take a step on")
+        for option in ("max_norm", "sparse", "scale_grad_by_freq"):  # of Embedding and EmbeddingBag
+            value = getattr(self, option, None)
+            if value is not None and value is not False:
+                raise TypeError(
+                    f"{type(self).__name__}: {option}={value} changes the parameters or their gradient in a way of its "
+                    "own, for which a proximal step is not defined"
+                )
 
-    def _linearised(self, *args: Any, **kwargs: Any) -> Linearised:
-        call, tensors = _Call.split(self, args, kwargs)
-        parameters = tuple(self.parameters())
-        detached = [p.detach() for p in parameters]
+    def _used(self) -> Used:
+        """All parameters, and tensors that need a gradient among the attributes, where wrappers keep theirs."""
+        used: Used = dict(self.named_parameters())
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and value.requires_grad:
+                    used[f"{prefix}.{name}" if prefix else name] = value
+        return used
+
+    def _output(self, used: Used, *args: Any, **kwargs: Any) -> Any:
+        call, tensors = _Call.split(self, used, args, kwargs)
+        return call(cast(list[Tensor], list(used.values())), tensors)
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Linearised:
+        call, tensors = _Call.split(self, detached, args, kwargs)
+        parameters = cast(list[Tensor], list(detached.values()))
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
         if self.training not in self._found_linear:
-            self._check_linear(lambda values: call.pure(values, tensors, dtype), [p.to(dtype) for p in detached])
+            self._check_linear(lambda values: call.pure(values, tensors, dtype), [p.to(dtype) for p in parameters])
 
         def make_design(*inputs: Tensor) -> AutogradDesign:
-            trained = [p.requires_grad for p in parameters]
-            return AutogradDesign(lambda values: call.pure(values, inputs, dtype), detached, trained, dtype)
+            return AutogradDesign(lambda values: call.pure(values, inputs, dtype), parameters, trained, dtype)
 
-        output = call(detached, tensors)
+        output = call(parameters, tensors)
         if output._is_view():  # of a parameter or an input, maybe: marking it as changed would change those
             output = output.clone()
-        return output, make_design, tensors, parameters
+        return output, make_design, tensors
 
     def _check_linear(self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor]) -> None:
         with torch.autocast(like[0].device.type, enabled=False):
-            verdict = linearity(forward, like)
-        if verdict is False:
-            names = ", ".join(name for name, _ in self.named_parameters())
-            raise TypeError(
-                f"{type(self).__name__}: the output must be one tensor, linear in all parameters together "
-                f"({names}); a proximal step is not defined for this module"
-            )
-        if verdict is True:
+            try:
+                evidence = check_linear(forward, like)
+            except TypeError as error:
+                names = ", ".join(name for name, _ in self.named_parameters())
+                raise TypeError(
+                    f"{type(self).__name__}: {error} ({names}); a proximal step is not defined for this module"
+                ) from None
+        if evidence:
             self._found_linear.add(self.training)
+
+    def __prepare_scriptable__(self) -> GeneratedLayer:
+        raise TypeError(f"{type(self).__name__}: torch.jit.script knows no generated layers; use torch.jit.trace")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by the base class, so that it does not matter under which name the generated class is kept."""

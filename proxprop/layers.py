@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx import Proxy
 from torch.nn.modules.conv import _ConvNd
 
-from proxprop.design import ConvDesign, ConvGeometry, Design, LinearDesign, SharedProducts
-from proxprop.function import ProximalStep, Settings
+from proxprop.design import (
+    ComputedDesign,
+    ConvDesign,
+    ConvGeometry,
+    Design,
+    LinearDesign,
+    SharedProducts,
+    is_linear_now,
+    is_moved,
+    parameters_behind,
+)
+from proxprop.function import NoStep, ProximalStep, Settings
 from proxprop.modes import parse_mode, parse_tau
 
-Linearised = tuple[Tensor, Callable[..., Design], Sequence[Tensor], Sequence[Tensor | None]]
-"""An output computed with detached parameters, a function from the inputs to A, the inputs, the parameters."""
+is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # here, as TorchScript reads comments, too
+
+Used = dict[str, Tensor | None]
+"""The tensors that a layer multiplies with, by name: parameters, or what stands in their place, or None for no bias."""
+
+Linearised = tuple[Tensor, Callable[..., Design], Sequence[Tensor]]
+"""An output computed with detached parameters, a function from the inputs to A, the inputs."""
 
 
 class _Signature:
@@ -61,6 +79,8 @@ class ProxPropLayer(nn.Module):
     """Whether the design matrix is known by its structure, as ``'prox_exact'`` needs."""
 
     __signature__ = _Signature()
+    __jit_unused_properties__: ClassVar[list[str]] = ["tau_prox", "optimization_mode"]
+    _computed_checked = False
 
     def __init__(self, *args: Any, tau_prox: float = 1.0, optimization_mode: str = "prox_cg1", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -97,68 +117,212 @@ class ProxPropLayer(nn.Module):
         self._proximal.mode = mode
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.parameters()):
+        return self._step(*args, **kwargs)
+
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        """The base class's forward pass, with a proximal step behind it where a parameter needs a gradient.
+
+        Whether one does is asked of the tensors that the layer is about to multiply with, here and only here. So it
+        does not matter what has put them there (sharding, replicas, masks, functional calls), and ``requires_grad``
+        counts as it is now, as in all of autograd.
+        """
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Proxy):
+                return self._traced_call(value.tracer, args, kwargs)
+        if torch._C._get_tracing_state() is not None:
+            _check_recording(self.training)
+            return self._output(_detached(self._used()), *args, **kwargs)
+        if not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
-        output, make_design, inputs, parameters = self._linearised(*args, **kwargs)
+        used = self._used()
+        obstacle = _obstacle((*args, *kwargs.values(), *used.values()))
+        if obstacle is not None:
+            message = f"{type(self).__name__}: no proximal step {obstacle}; freeze the layer or use the plain one"
+            guarded = {name: None if t is None else NoStep.apply(t, message) for name, t in used.items()}
+            return self._output(guarded, *args, **kwargs)
+        trained = [t is not None and t.requires_grad for t in used.values()]
+        if not any(trained):
+            return self._output(used, *args, **kwargs)
+        output, make_design, inputs = self._linearised(_detached(used), trained, *args, **kwargs)
         if output.is_complex():
             raise TypeError(f"{type(self).__name__} works on real numbers, got {output.dtype}")
+        parameters: Sequence[Tensor | None] = list(used.values())
+        if any(t is not None and not t.is_leaf for t in parameters):
+            make_design, inputs, parameters = self._over_parameters(parameters, trained, make_design, inputs)
         return ProximalStep.apply(output, self._proximal, make_design, len(inputs), *inputs, *parameters)
 
-    def _linearised(self, *args: Any, **kwargs: Any) -> Linearised:
-        """The base class's forward pass with detached parameters, and what the backward pass needs."""
+    def _used(self) -> Used:
+        """The tensors that the layer multiplies with, each read once: a parametrization may be random."""
         raise NotImplementedError
+
+    def _output(self, used: Used, *args: Any, **kwargs: Any) -> Any:
+        """The base class's forward pass with ``used``."""
+        raise NotImplementedError
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Linearised:
+        """The base class's forward pass with ``detached``, and what the backward pass needs."""
+        raise NotImplementedError
+
+    def _over_parameters(
+        self,
+        used: Sequence[Tensor | None],
+        trained: Sequence[bool],
+        make_design: Callable[..., Design],
+        inputs: Sequence[Tensor],
+    ) -> tuple[Callable[..., Design], Sequence[Tensor], Sequence[Tensor | None]]:
+        """The design over the parameters that ``used`` are computed from, its inputs, and those parameters.
+
+        A direction for a masked weight, masked in its turn by the chain rule, could ascend.
+        """
+        if torch.compiler.is_compiling():
+            raise TypeError(f"{type(self).__name__}: torch.compile needs weights that are parameters, not computed")
+        tensors = [t for t in used if t is not None and t.requires_grad]
+        if all(map(is_moved, tensors)):
+            return make_design, inputs, used
+        try:
+            parameters = parameters_behind(tensors)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        self._check_computed(tensors, parameters)
+
+        def make_computed(*saved: Tensor) -> ComputedDesign:
+            self._refuse_exact()  # once more: the mode is read in the backward pass
+            design = make_design(*saved[: len(inputs)])
+            return ComputedDesign(design, saved[len(inputs) :], parameters, trained)
+
+        return make_computed, (*inputs, *tensors), parameters
+
+    def _check_computed(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+        self._refuse_exact()
+        if self._computed_checked:
+            return
+        if not is_linear_now(tensors, parameters):
+            warnings.warn(
+                f"{type(self).__name__}: a weight is not linear in the parameters that it is computed from; the "
+                "proximal step is that of the layer linearised at their current values",
+                stacklevel=2,
+            )
+        self._computed_checked = True
+
+    def _refuse_exact(self) -> None:
+        if self._proximal.mode.needs_matrix:
+            raise TypeError(
+                f"{type(self).__name__}: 'prox_exact' needs weights that are parameters, and one is computed from "
+                "others (a mask or parametrization); use 'prox_cgN', or make the computed weight the parameter "
+                "(torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+
+    def _traced_call(self, tracer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """One node in a graph of torch.fx, which keeps the step."""
+        owner = next(cls for cls in type(self).__mro__ if "forward" in vars(cls))
+        if owner.__module__ != __name__ or tracer.root is self:
+            raise TypeError(
+                f"{type(self).__name__}: torch.fx traces a model that contains the layer, not the layer itself or a "
+                "forward of its own; name it a leaf of the tracer"
+            )
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
     def extra_repr(self) -> str:
         settings = f"tau_prox={self.tau_prox:g}, optimization_mode={self.optimization_mode!r}"
         return ", ".join(filter(None, (super().extra_repr(), settings)))
 
 
-def _detached(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach()
+def _detached(used: Used) -> Used:
+    return {name: None if tensor is None else tensor.detach() for name, tensor in used.items()}
 
 
-def _trained(weight: Tensor, bias: Tensor | None) -> tuple[bool, bool]:
-    return weight.requires_grad, bias is not None and bias.requires_grad
+def _obstacle(values: Sequence[Any]) -> str | None:
+    """What rules out a proximal step, though not the forward pass."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        # Tensors do not tell here whether one outside of the transform needs a gradient.
+        return "under torch.func transforms (grad, vmap, jvp, ...) or forward-mode differentiation"
+    for value in values:
+        if type(value) is not Tensor and type(value) is not nn.Parameter and isinstance(value, Tensor):
+            if hasattr(value, "placements"):
+                return "for a DTensor (tensor parallelism)"
+        if isinstance(value, Tensor) and value.is_nested:
+            return "for nested tensors"
+    return None
+
+
+def _check_recording(training: bool) -> None:
+    """Refuse to be traced or scripted for training: the record would take gradients for directions."""
+    if training and torch.is_grad_enabled():
+        raise RuntimeError(
+            "a ProxProp layer takes no proximal step in a traced or scripted model; call .eval() first, which records "
+            "it with frozen parameters"
+        )
 
 
 class LinearLayer(ProxPropLayer):
     """The forward pass and design matrix of ``torch.nn.Linear``."""
 
-    def _linearised(self, input: Tensor) -> Linearised:
-        layer = cast(nn.Linear, self)
-        weight, bias = layer.weight, layer.bias  # read once: a parametrization may be random
-        output = nn.functional.linear(input, weight.detach(), _detached(bias))
+    if TYPE_CHECKING:
+        weight: Tensor
+        bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_scripting():  # which compiles this branch alone
+            _check_recording(self.training)
+            bias = self.bias
+            return nn.functional.linear(input, self.weight.detach(), None if bias is None else bias.detach())
+        else:
+            output: Tensor = self._step(input)
+            return output
+
+    def _used(self) -> Used:
+        return {"weight": self.weight, "bias": self.bias}
+
+    def _output(self, used: Used, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, cast(Tensor, used["weight"]), used["bias"])
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
+        shape = cast(Tensor, detached["weight"]).shape
         make_design = functools.partial(
-            LinearDesign,
-            weight_shape=weight.shape,
-            trained=_trained(weight, bias),
-            shared=SharedProducts.of(input),
+            LinearDesign, weight_shape=shape, trained=trained, shared=SharedProducts.of(input)
         )
-        return output, make_design, (input,), (weight, bias)
+        return self._output(detached, input), make_design, (input,)
 
 
 class ConvLayer(ProxPropLayer):
     """The forward pass and design matrix of ``torch.nn.Conv1d``, ``Conv2d`` and ``Conv3d``."""
 
-    def _linearised(self, input: Tensor) -> Linearised:
+    if TYPE_CHECKING:
+        weight: Tensor
+        bias: Tensor | None
+
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_scripting():
+            _check_recording(self.training)
+            bias = self.bias
+            return self._conv_forward(input, self.weight.detach(), None if bias is None else bias.detach())
+        else:
+            output: Tensor = self._step(input)
+            return output
+
+    def _used(self) -> Used:
+        return {"weight": self.weight, "bias": self.bias}
+
+    def _output(self, used: Used, input: Tensor) -> Tensor:
+        return self._conv_forward(input, cast(Tensor, used["weight"]), used["bias"])
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
         layer = cast(_ConvNd, self)
-        weight, bias = layer.weight, layer.bias
-        output = layer._conv_forward(input, weight.detach(), _detached(bias))
         geometry = ConvGeometry(
-            weight_shape=tuple(weight.shape),
+            weight_shape=tuple(cast(Tensor, detached["weight"]).shape),
             stride=layer.stride,
             dilation=layer.dilation,
             groups=layer.groups,
             pad=tuple(layer._reversed_padding_repeated_twice),
             pad_mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
-        make_design = functools.partial(
-            ConvDesign, geometry=geometry, trained=_trained(weight, bias), shared=SharedProducts.of(input)
-        )
-        return output, make_design, (input,), (weight, bias)
+        make_design = functools.partial(ConvDesign, geometry=geometry, trained=trained, shared=SharedProducts.of(input))
+        return self._output(detached, input), make_design, (input,)
 
 
-class ProxPropLinear(LinearLayer, nn.Linear):
+class ProxPropLinear(LinearLayer, nn.Linear):  # type: ignore[misc]  # torch says that there always is a bias
     __doc__ = f"``torch.nn.Linear`` with a proximal step.\n\n{ProxPropLayer.__doc__}"
 
 

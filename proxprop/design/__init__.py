@@ -2,12 +2,14 @@
 
 from proxprop.design.autograd import AutogradDesign
 from proxprop.design.base import Design, MatrixDesign, Parameters, accumulation_dtype, working_dtype
+from proxprop.design.computed import ComputedDesign, is_linear_now, is_moved, parameters_behind
 from proxprop.design.conv import ConvDesign, ConvGeometry
 from proxprop.design.linear import LinearDesign
 from proxprop.design.shared import SharedProducts
 
 __all__ = [
     "AutogradDesign",
+    "ComputedDesign",
     "ConvDesign",
     "ConvGeometry",
     "Design",
@@ -16,5 +18,8 @@ __all__ = [
     "Parameters",
     "SharedProducts",
     "accumulation_dtype",
+    "is_linear_now",
+    "is_moved",
+    "parameters_behind",
     "working_dtype",
 ]

@@ -105,6 +105,7 @@ class MatrixDesign(Design):
         shared: SharedProducts | None,
     ) -> None:
         self.device, self.dtype = input.device, working_dtype(input)
+        self._saved_input = input
         self.weight_shape = tuple(weight_shape)
         self.train_weight, self.train_bias = trained
         self.groups = groups
@@ -128,7 +129,9 @@ class MatrixDesign(Design):
 
     def _once(self, name: tuple[Hashable, ...], compute: Callable[[], Tensor]) -> Tensor:
         """A product, computed once for all layers with this input that read it in the same way."""
-        return compute() if self._shared is None else self._shared.get((*name, *self._reading), compute)
+        if self._shared is None:
+            return compute()
+        return self._shared.get(self._saved_input, (*name, *self._reading), compute)
 
     @property
     @abc.abstractmethod

@@ -29,6 +29,8 @@ class LinearDesign(MatrixDesign):
         shared: SharedProducts | None = None,
     ) -> None:
         super().__init__(input, weight_shape, groups=1, trained=trained, shared=shared)
+        if input.layout is not torch.strided:
+            input = input.to_dense()
         self.input = input.reshape(-1, input.shape[-1]).to(self.dtype)  # [m, in]
         self.rows = self.input.shape[0]
 
