@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.stateless import _reparametrize_module
 
-from proxprop.design import AutogradDesign, working_dtype
+from proxprop.design import AutogradDesign, NoProximalStep, working_dtype
 from proxprop.layers import (
     Linearised,
     ProxPropConv1d,
@@ -124,7 +124,8 @@ class GeneratedLayer(ProxPropLayer):
         parameters = cast(list[Tensor], list(detached.values()))
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
         if self.training not in self._found_linear:
-            self._check_linear(lambda values: call.pure(values, tensors, dtype), [p.to(dtype) for p in parameters])
+            like = [p.to(dtype) for p in parameters]
+            self._check_linear(lambda values: call.pure(values, tensors, dtype), like, ", ".join(detached))
 
         def make_design(*inputs: Tensor) -> AutogradDesign:
             return AutogradDesign(lambda values: call.pure(values, inputs, dtype), parameters, trained, dtype)
@@ -134,13 +135,12 @@ class GeneratedLayer(ProxPropLayer):
             output = output.clone()
         return output, make_design, tensors
 
-    def _check_linear(self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor]) -> None:
+    def _check_linear(self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor], names: str) -> None:
         with torch.autocast(like[0].device.type, enabled=False):
             try:
                 evidence = check_linear(forward, like)
-            except TypeError as error:
-                names = ", ".join(name for name, _ in self.named_parameters())
-                raise TypeError(
+            except NoProximalStep as error:
+                raise NoProximalStep(
                     f"{type(self).__name__}: {error} ({names}); a proximal step is not defined for this module"
                 ) from None
         if evidence:

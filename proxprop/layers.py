@@ -20,6 +20,7 @@ from proxprop.design import (
     ConvGeometry,
     Design,
     LinearDesign,
+    NoProximalStep,
     SharedProducts,
     is_linear_now,
     is_moved,
@@ -80,7 +81,7 @@ class ProxPropLayer(nn.Module):
 
     __signature__ = _Signature()
     __jit_unused_properties__: ClassVar[list[str]] = ["tau_prox", "optimization_mode"]
-    _computed_checked = False
+    _linearity_stated = False
 
     def __init__(self, *args: Any, tau_prox: float = 1.0, optimization_mode: str = "prox_cg1", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -135,21 +136,33 @@ class ProxPropLayer(nn.Module):
         if not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
         used = self._used()
-        obstacle = _obstacle((*args, *kwargs.values(), *used.values()))
-        if obstacle is not None:
-            message = f"{type(self).__name__}: no proximal step {obstacle}; freeze the layer or use the plain one"
-            guarded = {name: None if t is None else NoStep.apply(t, message) for name, t in used.items()}
-            return self._output(guarded, *args, **kwargs)
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            # Tensors do not tell here whether one outside of the transform needs a gradient.
+            reason = "no proximal step under torch.func transforms (grad, vmap, jvp, ...) or forward-mode derivatives"
+            return self._without_step(reason, used, *args, **kwargs)
         trained = [t is not None and t.requires_grad for t in used.values()]
         if not any(trained):
             return self._output(used, *args, **kwargs)
+        try:
+            _check_kinds((*args, *kwargs.values(), *used.values()))
+            computed, parameters = self._stepped(list(used.values()))
+        except NoProximalStep as error:
+            if self.training:
+                raise NoProximalStep(f"{type(self).__name__}: {error}") from error
+            return self._without_step(str(error), used, *args, **kwargs)
         output, make_design, inputs = self._linearised(_detached(used), trained, *args, **kwargs)
         if output.is_complex():
             raise TypeError(f"{type(self).__name__} works on real numbers, got {output.dtype}")
-        parameters: Sequence[Tensor | None] = list(used.values())
-        if any(t is not None and not t.is_leaf for t in parameters):
-            make_design, inputs, parameters = self._over_parameters(parameters, trained, make_design, inputs)
+        if computed:
+            make_design = functools.partial(self._computed_design, make_design, len(inputs), parameters, trained)
+            inputs = (*inputs, *computed)
         return ProximalStep.apply(output, self._proximal, make_design, len(inputs), *inputs, *parameters)
+
+    def _without_step(self, reason: str, used: Used, *args: Any, **kwargs: Any) -> Any:
+        """The base class's forward pass; a backward pass that comes to the parameters raises an error."""
+        message = f"{type(self).__name__}: {reason}; freeze the layer's parameters, or use the plain layer"
+        guarded = {name: None if t is None else NoStep.apply(t, message) for name, t in used.items()}
+        return self._output(guarded, *args, **kwargs)
 
     def _used(self) -> Used:
         """The tensors that the layer multiplies with, each read once: a parametrization may be random."""
@@ -163,52 +176,46 @@ class ProxPropLayer(nn.Module):
         """The base class's forward pass with ``detached``, and what the backward pass needs."""
         raise NotImplementedError
 
-    def _over_parameters(
-        self,
-        used: Sequence[Tensor | None],
-        trained: Sequence[bool],
-        make_design: Callable[..., Design],
-        inputs: Sequence[Tensor],
-    ) -> tuple[Callable[..., Design], Sequence[Tensor], Sequence[Tensor | None]]:
-        """The design over the parameters that ``used`` are computed from, its inputs, and those parameters.
+    def _stepped(self, used: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """The tensors in ``used`` that are computed from parameters (all or none), and what a step is taken on.
 
         A direction for a masked weight, masked in its turn by the chain rule, could ascend.
         """
-        if torch.compiler.is_compiling():
-            raise TypeError(f"{type(self).__name__}: torch.compile needs weights that are parameters, not computed")
         tensors = [t for t in used if t is not None and t.requires_grad]
+        if all(t.is_leaf for t in tensors):
+            return (), used
+        if torch.compiler.is_compiling():
+            raise NoProximalStep("torch.compile needs weights that are parameters, and one is computed from others")
         if all(map(is_moved, tensors)):
-            return make_design, inputs, used
-        try:
-            parameters = parameters_behind(tensors)
-        except TypeError as error:
-            raise TypeError(f"{type(self).__name__}: {error}") from None
-        self._check_computed(tensors, parameters)
-
-        def make_computed(*saved: Tensor) -> ComputedDesign:
-            self._refuse_exact()  # once more: the mode is read in the backward pass
-            design = make_design(*saved[: len(inputs)])
-            return ComputedDesign(design, saved[len(inputs) :], parameters, trained)
-
-        return make_computed, (*inputs, *tensors), parameters
-
-    def _check_computed(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-        self._refuse_exact()
-        if self._computed_checked:
-            return
-        if not is_linear_now(tensors, parameters):
+            return (), used
+        self._check_computed_mode()
+        parameters = parameters_behind(tensors)
+        if not self._linearity_stated and not is_linear_now(tensors, parameters):
             warnings.warn(
                 f"{type(self).__name__}: a weight is not linear in the parameters that it is computed from; the "
                 "proximal step is that of the layer linearised at their current values",
-                stacklevel=2,
+                stacklevel=4,
             )
-        self._computed_checked = True
+        self._linearity_stated = True
+        return tensors, parameters
 
-    def _refuse_exact(self) -> None:
+    def _computed_design(
+        self,
+        make_design: Callable[..., Design],
+        input_count: int,
+        parameters: Sequence[Tensor | None],
+        trained: Sequence[bool],
+        *saved: Tensor,
+    ) -> Design:
+        self._check_computed_mode()  # once more: the mode is read in the backward pass
+        leaves = [p for p in parameters if p is not None]
+        return ComputedDesign(make_design(*saved[:input_count]), saved[input_count:], leaves, trained)
+
+    def _check_computed_mode(self) -> None:
         if self._proximal.mode.needs_matrix:
-            raise TypeError(
-                f"{type(self).__name__}: 'prox_exact' needs weights that are parameters, and one is computed from "
-                "others (a mask or parametrization); use 'prox_cgN', or make the computed weight the parameter "
+            raise NoProximalStep(
+                "'prox_exact' needs weights that are parameters, and one is computed from others (a mask or "
+                "parametrization); use 'prox_cgN', or make the computed weight the parameter "
                 "(torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations)"
             )
 
@@ -231,18 +238,13 @@ def _detached(used: Used) -> Used:
     return {name: None if tensor is None else tensor.detach() for name, tensor in used.items()}
 
 
-def _obstacle(values: Sequence[Any]) -> str | None:
-    """What rules out a proximal step, though not the forward pass."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        # Tensors do not tell here whether one outside of the transform needs a gradient.
-        return "under torch.func transforms (grad, vmap, jvp, ...) or forward-mode differentiation"
+def _check_kinds(values: Sequence[Any]) -> None:
+    """Refuse arguments and weights of kinds that design matrices know nothing of."""
     for value in values:
-        if type(value) is not Tensor and type(value) is not nn.Parameter and isinstance(value, Tensor):
-            if hasattr(value, "placements"):
-                return "for a DTensor (tensor parallelism)"
         if isinstance(value, Tensor) and value.is_nested:
-            return "for nested tensors"
-    return None
+            raise NoProximalStep("no proximal step for nested tensors")
+        if type(value) is not Tensor and type(value) is not nn.Parameter and hasattr(value, "placements"):
+            raise NoProximalStep("no proximal step for a DTensor (tensor parallelism)")
 
 
 def _check_recording(training: bool) -> None:
@@ -279,7 +281,11 @@ class LinearLayer(ProxPropLayer):
     def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
         shape = cast(Tensor, detached["weight"]).shape
         make_design = functools.partial(
-            LinearDesign, weight_shape=shape, trained=trained, shared=SharedProducts.of(input)
+            LinearDesign,
+            weight_shape=shape,
+            trained=trained,
+            shared=SharedProducts.of(input),
+            sparse=input.layout is not torch.strided,
         )
         return self._output(detached, input), make_design, (input,)
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from proxprop.design import NoProximalStep
+
 TOLERANCE = 1e-3
 
 
@@ -22,7 +24,7 @@ def check_linear(forward: Callable[[Sequence[Tensor]], object], like: Sequence[T
         Whether there was evidence: outputs that are not empty, zero or not finite.
 
     Raises:
-        TypeError: where a condition is not met, with what is wrong as its text.
+        NoProximalStep: where a condition is not met, with what is wrong as its text.
     """
     # Whatever torch.set_default_device and torch.set_default_dtype say.
     generator = torch.Generator("cpu").manual_seed(0)
@@ -36,14 +38,14 @@ def check_linear(forward: Callable[[Sequence[Tensor]], object], like: Sequence[T
     with torch.no_grad():
         first, second, both = map(forward, arguments)
     if versions != [t._version for values in arguments for t in values]:
-        raise TypeError("the forward pass changes its parameters")
+        raise NoProximalStep("the forward pass changes its parameters")
     if not (isinstance(first, Tensor) and isinstance(second, Tensor) and isinstance(both, Tensor)):
-        raise TypeError("the output must be one tensor, linear in all parameters together")
+        raise NoProximalStep("the output must be one tensor, linear in all parameters together")
     size = float((first.abs() + second.abs()).amax()) if both.numel() else 0.0
     if not 0 < size < math.inf:
         return False
     if not float((both - first - second).abs().amax()) <= TOLERANCE * size:
-        raise TypeError("the output must be one tensor, linear in all parameters together")
+        raise NoProximalStep("the output must be one tensor, linear in all parameters together")
     _check_gradient(forward, u, *random([first, first]))
     return True
 
@@ -59,13 +61,13 @@ def _check_gradient(
             return
         by, bz = (torch.autograd.grad(output, leaves, g, retain_graph=True, materialize_grads=True) for g in (y, z))
     if any(g.layout is not torch.strided for g in (*by, *bz)):
-        raise TypeError("the gradient is sparse")
+        raise NoProximalStep("the gradient is sparse")
     with torch.no_grad():
         image = forward(by)
         assert isinstance(image, Tensor)
         size = math.sqrt(_dot(by, by) * _dot(bz, bz))
         if not abs(_dot([image], [z]) - _dot(by, bz)) <= TOLERANCE * size:
-            raise TypeError("the gradient is not that of the output")
+            raise NoProximalStep("the gradient is not that of the output")
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:

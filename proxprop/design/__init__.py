@@ -1,7 +1,7 @@
 """Design matrices: what a layer's parameters are multiplied with."""
 
 from proxprop.design.autograd import AutogradDesign
-from proxprop.design.base import Design, MatrixDesign, Parameters, accumulation_dtype, working_dtype
+from proxprop.design.base import Design, MatrixDesign, NoProximalStep, Parameters, accumulation_dtype, working_dtype
 from proxprop.design.computed import ComputedDesign, is_linear_now, is_moved, parameters_behind
 from proxprop.design.conv import ConvDesign, ConvGeometry
 from proxprop.design.linear import LinearDesign
@@ -15,6 +15,7 @@ __all__ = [
     "Design",
     "LinearDesign",
     "MatrixDesign",
+    "NoProximalStep",
     "Parameters",
     "SharedProducts",
     "accumulation_dtype",

@@ -15,6 +15,10 @@ Parameters = tuple[Tensor | None, ...]
 """One tensor for each parameter of the layer, in the layer's order and shapes; None where it is frozen."""
 
 
+class NoProximalStep(TypeError):
+    """A proximal step is not defined, or not known, for what a layer is asked to do."""
+
+
 ROWS_IN_WORKING_PRECISION = 8192
 """How many terms a float32 sum may have where a solve depends on it (8192 leave an error of about 3e-7)."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proxprop.design.autograd import StackedDesign
-from proxprop.design.base import Design, Parameters
+from proxprop.design.base import Design, NoProximalStep, Parameters
 
 _LEAF = "torch::autograd::AccumulateGrad"
 _REPLICA = "BroadcastBackward"  # nn.DataParallel: one node for all parameters of a model
@@ -50,7 +50,7 @@ def parameters_behind(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The leaves of autograd's graph that ``tensors`` are computed from, each once.
 
     Raises:
-        TypeError: for replicas of ``nn.DataParallel``, behind which lie the parameters of a whole model.
+        NoProximalStep: for replicas of ``nn.DataParallel``, behind which lie the parameters of a whole model.
     """
     leaves: dict[int, Tensor] = {id(tensor): tensor for tensor in tensors if tensor.grad_fn is None}
     nodes: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
@@ -58,7 +58,7 @@ def parameters_behind(tensors: Sequence[Tensor]) -> list[Tensor]:
     while nodes:
         node = nodes.pop()
         if node.name() == _REPLICA:
-            raise TypeError("a weight that is computed from parameters has no step under nn.DataParallel")
+            raise NoProximalStep("a weight that is computed from parameters has no step under nn.DataParallel")
         if node.name() == _LEAF:
             leaves.setdefault(id(node.variable), node.variable)
         for parent, _ in node.next_functions:
@@ -71,19 +71,21 @@ def parameters_behind(tensors: Sequence[Tensor]) -> list[Tensor]:
 def is_linear_now(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
     """Whether the second derivative of ``tensors`` by ``parameters`` is zero at their current values.
 
-    Tried on ones with random signs, as the global random state is to be left alone.
+    Tried on ones with random signs; the global random state is left alone.
+
+    Raises:
+        NoProximalStep: where autograd cannot differentiate twice, which ``ComputedDesign`` needs.
     """
-    with torch.enable_grad():
-        firsts = torch.autograd.grad(
-            tensors, parameters, [_signs(t) for t in tensors], create_graph=True, allow_unused=True
-        )
-        products = [p for p in firsts if p is not None and p.requires_grad]
-        if not products:
-            return True
-        seconds = torch.autograd.grad(
-            products, parameters, [_signs(p) for p in products], retain_graph=True, allow_unused=True
-        )
-    return not any(bool(second.any()) for second in seconds if second is not None)
+    v = [_signs(t).requires_grad_() for t in tensors]
+    try:
+        with torch.enable_grad():
+            firsts = torch.autograd.grad(tensors, parameters, v, create_graph=True, allow_unused=True)
+            products = [p for p in firsts if p is not None and p.requires_grad]
+            signs = [_signs(p) for p in products]
+            seconds = torch.autograd.grad(products, (*v, *parameters), signs, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise NoProximalStep(f"a weight is computed by what cannot be differentiated twice ({error})") from error
+    return not any(bool(second.any()) for second in seconds[len(v) :] if second is not None)
 
 
 def _signs(tensor: Tensor) -> Tensor:
