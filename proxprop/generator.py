@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.stateless import _reparametrize_module
 
 from proxprop.design import AutogradDesign, NoProximalStep, working_dtype
 from proxprop.layers import (
@@ -24,65 +24,85 @@ from proxprop.layers import (
 )
 from proxprop.linearity import check_linear
 
+Place = tuple[dict[str, Any], str]
+"""Where a module keeps a tensor: a dictionary of a submodule, and a key."""
 
-class _BaseForward(nn.Module):
-    """The forward pass of a layer's base class as a module of its own, without the layer's hooks."""
 
-    def __init__(self, layer: ProxPropLayer) -> None:
-        super().__init__()
-        self.layer = layer
+def _places(module: nn.Module, tensors: Sequence[Tensor]) -> list[list[Place]]:
+    """All places where ``module`` keeps each of ``tensors``.
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return super(ProxPropLayer, self.layer).forward(*args, **kwargs)
+    ``torch.func.functional_call`` goes by names, so it does not see tensors that hide parameters, as
+    FullyShardedDataParallel sets them; and it refuses to be traced.
+    """
+    places: dict[int, list[Place]] = {id(tensor): [] for tensor in tensors}
+    for part in module.modules():
+        stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, vars(part))
+        for store in stores:
+            for name, value in store.items():
+                if isinstance(value, Tensor) and id(value) in places:
+                    places[id(value)].append((store, name))
+    return [places[id(tensor)] for tensor in tensors]
+
+
+@contextlib.contextmanager
+def _replaced(places: Sequence[Sequence[Place]], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Modules with ``tensors`` in these places."""
+    kept = [(store, name, store.get(name, _Hole)) for those in places for store, name in those]
+    for those, tensor in zip(places, tensors, strict=True):
+        for store, name in those:
+            store[name] = tensor
+    try:
+        yield
+    finally:
+        for store, name, value in kept:
+            if value is _Hole:
+                del store[name]
+            else:
+                store[name] = value
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """One call of a layer's base class, as a function of the parameters and the tensors among its arguments.
 
-    ``positional`` and ``keywords`` hold the arguments, and ``_Hole`` in place of a tensor, which is passed anew.
+    ``places`` are where the layer has its parameters. ``positional`` and ``keywords`` hold the arguments, and
+    ``_Hole`` in place of a tensor, which is passed anew.
     """
 
     layer: ProxPropLayer
-    names: tuple[str, ...]
+    places: Sequence[Sequence[Place]]
     positional: tuple[Any, ...]
     keywords: dict[str, Any]
 
     @classmethod
-    def split(
-        cls, layer: ProxPropLayer, names: Iterable[str], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[_Call, list[Tensor]]:
-        """The call without its tensors, and the tensors; ``names`` are those of the parameters."""
+    def split(cls, layer: ProxPropLayer, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[_Call, list[Tensor]]:
+        """The call without its tensors, and the tensors."""
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         positional = tuple(_Hole if isinstance(value, Tensor) else value for value in args)
         keywords = {key: _Hole if isinstance(value, Tensor) else value for key, value in kwargs.items()}
-        return cls(layer, tuple(names), positional, keywords), tensors
+        return cls(layer, _places(layer, _tensors(layer._used())), positional, keywords), tensors
 
     def __call__(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
         """The output; the base class may update buffers."""
-        return self._run(self._named(parameters), tensors)
-
-    def pure(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
-        """The output in precision ``dtype``; buffers stay as they are."""
-        buffers = {f"layer.{name}": _cast(b.clone(), dtype) for name, b in self.layer.named_buffers()}
-        return self._run(self._named(parameters) | buffers, [_cast(tensor, dtype) for tensor in tensors])
-
-    def _named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {f"layer.{name}": p for name, p in zip(self.names, parameters, strict=True)}
-
-    def _run(self, state: dict[str, Tensor], tensors: Sequence[Tensor]) -> Any:
         remaining = iter(tensors)
         args = tuple(next(remaining) if value is _Hole else value for value in self.positional)
         kwargs = {key: next(remaining) if value is _Hole else value for key, value in self.keywords.items()}
-        module = _BaseForward(self.layer)
-        if torch._C._get_tracing_state() is not None:  # where functional_call refuses to work
-            with _reparametrize_module(module, state):
-                return module(*args, **kwargs)
-        return torch.func.functional_call(module, state, args, kwargs)
+        with _replaced(self.places, parameters):
+            return super(ProxPropLayer, self.layer).forward(*args, **kwargs)  # without the layer's hooks
+
+    def pure(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
+        """The output in precision ``dtype``; buffers stay as they are."""
+        buffers = list(self.layer.buffers())
+        with _replaced(_places(self.layer, buffers), [_cast(buffer.clone(), dtype) for buffer in buffers]):
+            return self(parameters, [_cast(tensor, dtype) for tensor in tensors])
 
 
 class _Hole:
     """Stands where a call had a tensor."""
+
+
+def _tensors(used: Used) -> list[Tensor]:
+    return [tensor for tensor in used.values() if tensor is not None]
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,12 +136,12 @@ class GeneratedLayer(ProxPropLayer):
         return used
 
     def _output(self, used: Used, *args: Any, **kwargs: Any) -> Any:
-        call, tensors = _Call.split(self, used, args, kwargs)
-        return call(cast(list[Tensor], list(used.values())), tensors)
+        call, tensors = _Call.split(self, args, kwargs)
+        return call(_tensors(used), tensors)
 
     def _linearised(self, detached: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Linearised:
-        call, tensors = _Call.split(self, detached, args, kwargs)
-        parameters = cast(list[Tensor], list(detached.values()))
+        call, tensors = _Call.split(self, args, kwargs)
+        parameters = _tensors(detached)
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
         if self.training not in self._found_linear:
             like = [p.to(dtype) for p in parameters]
