@@ -185,7 +185,7 @@ class ProxPropLayer(nn.Module):
         if all(t.is_leaf for t in tensors):
             return (), used
         if torch.compiler.is_compiling():
-            raise NoProximalStep("torch.compile needs weights that are parameters, and one is computed from others")
+            raise NoProximalStep("no proximal step for a weight that is computed from parameters in compiled code")
         if all(map(is_moved, tensors)):
             return (), used
         self._check_computed_mode()
@@ -194,7 +194,7 @@ class ProxPropLayer(nn.Module):
             warnings.warn(
                 f"{type(self).__name__}: a weight is not linear in the parameters that it is computed from; the "
                 "proximal step is that of the layer linearised at their current values",
-                stacklevel=4,
+                stacklevel=6,  # the call of the layer
             )
         self._linearity_stated = True
         return tensors, parameters

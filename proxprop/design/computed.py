@@ -14,6 +14,7 @@ from proxprop.design.base import Design, NoProximalStep, Parameters
 
 _LEAF = "torch::autograd::AccumulateGrad"
 _REPLICA = "BroadcastBackward"  # nn.DataParallel: one node for all parameters of a model
+_OPAQUE = {_REPLICA: "under nn.DataParallel", "CompiledFunctionBackward": "in compiled code"}
 _MOVES = {
     f"{name}Backward0"
     for name in (
@@ -50,15 +51,18 @@ def parameters_behind(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The leaves of autograd's graph that ``tensors`` are computed from, each once.
 
     Raises:
-        NoProximalStep: for replicas of ``nn.DataParallel``, behind which lie the parameters of a whole model.
+        NoProximalStep: where a replica lies between, with the parameters of a whole model behind it, or compiled code,
+            which cannot be differentiated twice.
     """
     leaves: dict[int, Tensor] = {id(tensor): tensor for tensor in tensors if tensor.grad_fn is None}
     nodes: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set(nodes)
     while nodes:
         node = nodes.pop()
-        if node.name() == _REPLICA:
-            raise NoProximalStep("a weight that is computed from parameters has no step under nn.DataParallel")
+        if node.name() in _OPAQUE:
+            raise NoProximalStep(
+                f"no proximal step for a weight that is computed from parameters {_OPAQUE[node.name()]}"
+            )
         if node.name() == _LEAF:
             leaves.setdefault(id(node.variable), node.variable)
         for parent, _ in node.next_functions:
@@ -82,10 +86,11 @@ def is_linear_now(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> bo
             firsts = torch.autograd.grad(tensors, parameters, v, create_graph=True, allow_unused=True)
             products = [p for p in firsts if p is not None and p.requires_grad]
             signs = [_signs(p) for p in products]
-            seconds = torch.autograd.grad(products, (*v, *parameters), signs, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(products, v, signs, retain_graph=True)
+            seconds = torch.autograd.grad(products, parameters, signs, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        raise NoProximalStep(f"a weight is computed by what cannot be differentiated twice ({error})") from error
-    return not any(bool(second.any()) for second in seconds[len(v) :] if second is not None)
+        raise NoProximalStep("a weight is computed by what autograd cannot differentiate twice") from error
+    return not any(bool(second.any()) for second in seconds if second is not None)
 
 
 def _signs(tensor: Tensor) -> Tensor:
@@ -125,7 +130,7 @@ class ComputedDesign(StackedDesign):
     def apply(self, parameters: Parameters) -> Tensor:
         given = [p for p in parameters if p is not None]
         u = [p.to(product.dtype) for p, product in zip(given, self._products, strict=True)]
-        images = iter(torch.autograd.grad(self._products, self._v, u, retain_graph=True, materialize_grads=True))
+        images = iter(torch.autograd.grad(self._products, self._v, u, retain_graph=True))
         return self._design.apply(tuple(next(images).to(self.dtype) if train else None for train in self._trained))
 
     def adjoint(self, output: Tensor) -> Parameters:
