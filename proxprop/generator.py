@@ -143,8 +143,7 @@ class GeneratedLayer(ProxPropLayer):
         call, tensors = _Call.split(self, args, kwargs)
         parameters = _tensors(detached)
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
-        exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()  # without numbers
-        if self.training not in self._found_linear and not exporting:
+        if self.training not in self._found_linear:
             like = [p.to(dtype) for p in parameters]
             self._check_linear(lambda values: call.pure(values, tensors, dtype), like, ", ".join(detached))
 

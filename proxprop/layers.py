@@ -130,8 +130,10 @@ class ProxPropLayer(nn.Module):
         for value in (*args, *kwargs.values()):
             if isinstance(value, Proxy):
                 return self._traced_call(value.tracer, args, kwargs)
-        if torch._C._get_tracing_state() is not None:
+        tracing = torch._C._get_tracing_state() is not None
+        if tracing:
             _check_recording(self.training)
+        if tracing or (torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()):  # or exporting
             return self._output(_detached(self._used()), *args, **kwargs)
         if not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)

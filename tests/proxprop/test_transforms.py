@@ -188,11 +188,8 @@ def test_exported(pair, grad, training):
     proximal, plain, x = pair
     model = nn.Sequential(proximal, nn.Tanh()).train(training)
     with torch.set_grad_enabled(grad):
-        exported = torch.export.export(model, (x,)).module()
-    if grad:
-        check_recorded(exported, nn.Sequential(plain, nn.Tanh()), x)
-    else:
-        torch.testing.assert_close(exported(x), plain(x).tanh())
+        exported = torch.export.export(model, (x,), strict=False).module()
+    check_recorded(exported, nn.Sequential(plain, nn.Tanh()), x)
 
 
 # A graph of torch.fx calls the layer, which keeps its step.
@@ -271,6 +268,7 @@ def test_sparse_inputs_have_the_direction_of_dense_ones(to_sparse, mode):
         torch.testing.assert_close(actual, reference, rtol=1e-12, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not have complete support")
 def test_tensor_parallel_layers(tmp_path):
     distributed = pytest.importorskip("torch.distributed")
     if not distributed.is_available():
