@@ -205,7 +205,8 @@ def proxprop_module_generator(base: type[nn.Module]) -> type[ProxPropLayer]:
 
     Raises:
         TypeError: if ``base`` is no ``torch.nn.Module`` class or a lazy one; at construction if the module has no
-            parameters; at the first forward pass with gradients if its output is not linear in them.
+            parameters, or an option of embeddings that changes them or their gradient; at the first forward pass with
+            gradients if its output is not linear in them, or their gradient not that of the output.
     """
     if not (isinstance(base, type) and issubclass(base, nn.Module)):
         raise TypeError(f"proxprop_module_generator takes a class of torch.nn modules, got {base!r}")

@@ -60,8 +60,9 @@ class ProxPropLayer(nn.Module):
     ICLR 2018, Section 3), where A is the layer's design matrix at its input and G the gradient of its output. D is
     accumulated into ``.grad``. The gradient of the input is the ordinary one.
 
-    The solve is over the parameters with ``requires_grad``. D is not additive over micro-batches: each backward pass
-    takes the step of its own batch.
+    The solve is over the parameters with ``requires_grad``, as it is in the forward pass. For a weight that is computed
+    from parameters (a mask, a parametrization) it is over those, with the weight linearised at their current values.
+    D is not additive over micro-batches: each backward pass takes the step of its own batch.
 
     Args:
         *args: As for the base class.
@@ -74,6 +75,9 @@ class ProxPropLayer(nn.Module):
 
     Raises:
         ValueError: for a ``tau_prox`` or ``optimization_mode`` that is not allowed, at construction and at assignment.
+        TypeError: in the forward pass in training where no proximal step is known: ``'prox_exact'`` with a weight that is
+            computed, nested tensors, tensor parallelism. In evaluation, and under ``torch.func`` transforms, it is a
+            ``RuntimeError`` of a backward pass that comes to the parameters.
     """
 
     matrix_known: ClassVar[bool] = True

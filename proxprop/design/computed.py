@@ -128,7 +128,7 @@ class ComputedDesign(StackedDesign):
         self._parameters = list(itertools.compress(parameters, used))
 
     def apply(self, parameters: Parameters) -> Tensor:
-        given = [p for p in parameters if p is not None]
+        given = [p for p, shape in zip(parameters, self.shapes, strict=True) if p is not None and shape is not None]
         u = [p.to(product.dtype) for p, product in zip(given, self._products, strict=True)]
         images = iter(torch.autograd.grad(self._products, self._v, u, retain_graph=True))
         return self._design.apply(tuple(next(images).to(self.dtype) if train else None for train in self._trained))

@@ -61,6 +61,16 @@ def both(layer):
     return prune.custom_from_mask(layer, "bias", torch.tensor([1.0, 0.0, 1.0], dtype=layer.bias.dtype))
 
 
+def low_rank(layer):
+    """A frozen weight and a trained product of two factors, as adapters have it."""
+    base, weight = layer.weight.detach(), layer.weight
+    del layer.weight
+    layer.down = nn.Parameter(weight.new_ones(2, weight.shape[1]))
+    layer.up = nn.Parameter(weight.new_zeros(weight.shape[0], 2))
+    layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "weight", base + layer.up @ layer.down))
+    return layer
+
+
 def plain_tensor(layer):
     weight = layer.weight
     del layer.weight
@@ -154,8 +164,14 @@ def test_the_smallest_case():
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("change", [pruned, masked, shifted, parametrizations.weight_norm, parametrizations.orthogonal])
-@pytest.mark.filterwarnings("ignore:ParametrizedProxPropLinear. a weight is not linear")
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(pruned, masked, shifted, low_rank),
+        *(parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*ProxPropLinear. a weight is not linear")
 def test_directions_descend(change, seed):
     torch.manual_seed(seed)
     layer = change(ProxPropLinear(6, 4, tau_prox=1e3, optimization_mode="prox_cg4").double())
