@@ -75,8 +75,8 @@ class ProxPropLayer(nn.Module):
 
     Raises:
         ValueError: for a ``tau_prox`` or ``optimization_mode`` that is not allowed, at construction and at assignment.
-        TypeError: in the forward pass in training where no proximal step is known: ``'prox_exact'`` with a weight that is
-            computed, nested tensors, tensor parallelism. In evaluation, and under ``torch.func`` transforms, it is a
+        TypeError: in a forward pass in training where no proximal step is known: ``'prox_exact'`` with a weight that
+            is computed, nested tensors, tensor parallelism. In evaluation, and under ``torch.func`` transforms, it is a
             ``RuntimeError`` of a backward pass that comes to the parameters.
     """
 
