@@ -63,7 +63,8 @@ class ProximalStep(torch.autograd.Function):
 
 @once_differentiable
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    inputs, saved = ctx.saved_tensors[: ctx.input_count], ctx.saved_tensors[ctx.input_count :]
+    tensors = ctx.saved_tensors  # read once, as activation checkpointing asks
+    inputs, saved = tensors[: ctx.input_count], tensors[ctx.input_count :]
     # An empty batch has no system to solve.
     mode = ctx.settings.mode if gradient.numel() else Gradient()
     trained = ctx.needs_input_grad[-len(ctx.dtypes) :]
@@ -80,3 +81,30 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     # The meta device has no autocast. (Older releases cannot compile the question which devices have it.)
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+
+
+class NoStep(torch.autograd.Function):
+    """The identity on a parameter where no step can be taken for it, and where its gradient must not pass for one.
+
+    Arguments of ``apply``: the parameter; the error of a backward pass that asks for its direction.
+    """
+
+    @staticmethod
+    def forward(parameter: Tensor, message: str) -> Tensor:
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.message = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(ctx.message)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, message: None) -> Tensor:
+        return tangent.view_as(tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, None], parameter: Tensor, message: str) -> tuple[Tensor, int | None]:
+        return NoStep.apply(parameter, message), in_dims[0]

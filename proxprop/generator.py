@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from proxprop.design import AutogradDesign, working_dtype
+from proxprop.design import AutogradDesign, NoProximalStep, working_dtype
 from proxprop.layers import (
     Linearised,
     ProxPropConv1d,
@@ -19,29 +20,57 @@ from proxprop.layers import (
     ProxPropConv3d,
     ProxPropLayer,
     ProxPropLinear,
+    Used,
 )
-from proxprop.linearity import linearity
+from proxprop.linearity import check_linear
+
+Place = tuple[dict[str, Any], str]
+"""Where a module keeps a tensor: a dictionary of a submodule, and a key."""
 
 
-class _BaseForward(nn.Module):
-    """The forward pass of a layer's base class as a module of its own, without the layer's hooks."""
+def _places(module: nn.Module, tensors: Sequence[Tensor]) -> list[list[Place]]:
+    """All places where ``module`` keeps each of ``tensors``.
 
-    def __init__(self, layer: ProxPropLayer) -> None:
-        super().__init__()
-        self.layer = layer
+    ``torch.func.functional_call`` goes by names, so it does not see tensors that hide parameters, as
+    FullyShardedDataParallel sets them; and it refuses to be traced.
+    """
+    places: dict[int, list[Place]] = {id(tensor): [] for tensor in tensors}
+    for part in module.modules():
+        stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, vars(part))
+        for store in stores:
+            for name, value in store.items():
+                if isinstance(value, Tensor) and id(value) in places:
+                    places[id(value)].append((store, name))
+    return [places[id(tensor)] for tensor in tensors]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return super(ProxPropLayer, self.layer).forward(*args, **kwargs)
+
+@contextlib.contextmanager
+def _replaced(places: Sequence[Sequence[Place]], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Modules with ``tensors`` in these places."""
+    kept = [(store, name, store.get(name, _Hole)) for those in places for store, name in those]
+    for those, tensor in zip(places, tensors, strict=True):
+        for store, name in those:
+            store[name] = tensor
+    try:
+        yield
+    finally:
+        for store, name, value in kept:
+            if value is _Hole:
+                del store[name]
+            else:
+                store[name] = value
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """One call of a layer's base class, as a function of the parameters and the tensors among its arguments.
 
-    ``positional`` and ``keywords`` hold the arguments, and ``_Hole`` in place of a tensor, which is passed anew.
+    ``places`` are where the layer has its parameters. ``positional`` and ``keywords`` hold the arguments, and
+    ``_Hole`` in place of a tensor, which is passed anew.
     """
 
     layer: ProxPropLayer
+    places: Sequence[Sequence[Place]]
     positional: tuple[Any, ...]
     keywords: dict[str, Any]
 
@@ -51,30 +80,29 @@ class _Call:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         positional = tuple(_Hole if isinstance(value, Tensor) else value for value in args)
         keywords = {key: _Hole if isinstance(value, Tensor) else value for key, value in kwargs.items()}
-        return cls(layer, positional, keywords), tensors
+        return cls(layer, _places(layer, _tensors(layer._used())), positional, keywords), tensors
 
     def __call__(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
         """The output; the base class may update buffers."""
-        return self._run(self._named(parameters), tensors)
-
-    def pure(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
-        """The output in precision ``dtype``; buffers stay as they are."""
-        buffers = {f"layer.{name}": _cast(b.clone(), dtype) for name, b in self.layer.named_buffers()}
-        return self._run(self._named(parameters) | buffers, [_cast(tensor, dtype) for tensor in tensors])
-
-    def _named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        names = (f"layer.{name}" for name, _ in self.layer.named_parameters())
-        return dict(zip(names, parameters, strict=True))
-
-    def _run(self, state: dict[str, Tensor], tensors: Sequence[Tensor]) -> Any:
         remaining = iter(tensors)
         args = tuple(next(remaining) if value is _Hole else value for value in self.positional)
         kwargs = {key: next(remaining) if value is _Hole else value for key, value in self.keywords.items()}
-        return torch.func.functional_call(_BaseForward(self.layer), state, args, kwargs)
+        with _replaced(self.places, parameters):
+            return super(ProxPropLayer, self.layer).forward(*args, **kwargs)  # without the layer's hooks
+
+    def pure(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
+        """The output in precision ``dtype``; buffers stay as they are."""
+        buffers = list(self.layer.buffers())
+        with _replaced(_places(self.layer, buffers), [_cast(buffer.clone(), dtype) for buffer in buffers]):
+            return self(parameters, [_cast(tensor, dtype) for tensor in tensors])
 
 
 class _Hole:
     """Stands where a call had a tensor."""
+
+
+def _tensors(used: Used) -> list[Tensor]:
+    return [tensor for tensor in used.values() if tensor is not None]
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -90,35 +118,56 @@ class GeneratedLayer(ProxPropLayer):
         self._found_linear: set[bool] = set()  # in which of training and evaluation
         if next(self.parameters(), None) is None:
             raise TypeError(f"{type(self).__name__}: the module has no parameters to take a step on")
+        for option in ("max_norm", "sparse", "scale_grad_by_freq"):  # of Embedding and EmbeddingBag
+            value = getattr(self, option, None)
+            if value is not None and value is not False:
+                raise TypeError(
+                    f"{type(self).__name__}: {option}={value} changes the parameters or their gradient in a way of its "
+                    "own, for which a proximal step is not defined"
+                )
 
-    def _linearised(self, *args: Any, **kwargs: Any) -> Linearised:
+    def _used(self) -> Used:
+        """All parameters, and tensors that need a gradient among the attributes, where wrappers keep theirs."""
+        used: Used = dict(self.named_parameters())
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and value.requires_grad:
+                    used[f"{prefix}.{name}" if prefix else name] = value
+        return used
+
+    def _output(self, used: Used, *args: Any, **kwargs: Any) -> Any:
         call, tensors = _Call.split(self, args, kwargs)
-        parameters = tuple(self.parameters())
-        detached = [p.detach() for p in parameters]
+        return call(_tensors(used), tensors)
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Linearised:
+        call, tensors = _Call.split(self, args, kwargs)
+        parameters = _tensors(detached)
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
         if self.training not in self._found_linear:
-            self._check_linear(lambda values: call.pure(values, tensors, dtype), [p.to(dtype) for p in detached])
+            like = [p.to(dtype) for p in parameters]
+            self._check_linear(lambda values: call.pure(values, tensors, dtype), like, ", ".join(detached))
 
         def make_design(*inputs: Tensor) -> AutogradDesign:
-            trained = [p.requires_grad for p in parameters]
-            return AutogradDesign(lambda values: call.pure(values, inputs, dtype), detached, trained, dtype)
+            return AutogradDesign(lambda values: call.pure(values, inputs, dtype), parameters, trained, dtype)
 
-        output = call(detached, tensors)
+        output = call(parameters, tensors)
         if output._is_view():  # of a parameter or an input, maybe: marking it as changed would change those
             output = output.clone()
-        return output, make_design, tensors, parameters
+        return output, make_design, tensors
 
-    def _check_linear(self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor]) -> None:
+    def _check_linear(self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor], names: str) -> None:
         with torch.autocast(like[0].device.type, enabled=False):
-            verdict = linearity(forward, like)
-        if verdict is False:
-            names = ", ".join(name for name, _ in self.named_parameters())
-            raise TypeError(
-                f"{type(self).__name__}: the output must be one tensor, linear in all parameters together "
-                f"({names}); a proximal step is not defined for this module"
-            )
-        if verdict is True:
+            try:
+                evidence = check_linear(forward, like)
+            except NoProximalStep as error:
+                raise NoProximalStep(
+                    f"{type(self).__name__}: {error} ({names}); a proximal step is not defined for this module"
+                ) from None
+        if evidence:
             self._found_linear.add(self.training)
+
+    def __prepare_scriptable__(self) -> GeneratedLayer:
+        raise TypeError(f"{type(self).__name__}: torch.jit.script knows no generated layers; use torch.jit.trace")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by the base class, so that it does not matter under which name the generated class is kept."""
@@ -156,7 +205,8 @@ def proxprop_module_generator(base: type[nn.Module]) -> type[ProxPropLayer]:
 
     Raises:
         TypeError: if ``base`` is no ``torch.nn.Module`` class or a lazy one; at construction if the module has no
-            parameters; at the first forward pass with gradients if its output is not linear in them.
+            parameters, or an option of embeddings that changes them or their gradient; at the first forward pass with
+            gradients if its output is not linear in them, or their gradient not that of the output.
     """
     if not (isinstance(base, type) and issubclass(base, nn.Module)):
         raise TypeError(f"proxprop_module_generator takes a class of torch.nn modules, got {base!r}")

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx import Proxy
 from torch.nn.modules.conv import _ConvNd
 
-from proxprop.design import ConvDesign, ConvGeometry, Design, LinearDesign, SharedProducts
-from proxprop.function import ProximalStep, Settings
+from proxprop.design import (
+    ComputedDesign,
+    ConvDesign,
+    ConvGeometry,
+    Design,
+    LinearDesign,
+    NoProximalStep,
+    SharedProducts,
+    is_linear_now,
+    is_moved,
+    parameters_behind,
+)
+from proxprop.function import NoStep, ProximalStep, Settings
 from proxprop.modes import parse_mode, parse_tau
 
-Linearised = tuple[Tensor, Callable[..., Design], Sequence[Tensor], Sequence[Tensor | None]]
-"""An output computed with detached parameters, a function from the inputs to A, the inputs, the parameters."""
+is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # here, as TorchScript reads comments, too
+
+Used = dict[str, Tensor | None]
+"""The tensors that a layer multiplies with, by name: parameters, or what stands in their place, or None for no bias."""
+
+Linearised = tuple[Tensor, Callable[..., Design], Sequence[Tensor]]
+"""An output computed with detached parameters, a function from the inputs to A, the inputs."""
 
 
 class _Signature:
@@ -41,8 +60,9 @@ class ProxPropLayer(nn.Module):
     ICLR 2018, Section 3), where A is the layer's design matrix at its input and G the gradient of its output. D is
     accumulated into ``.grad``. The gradient of the input is the ordinary one.
 
-    The solve is over the parameters with ``requires_grad``. D is not additive over micro-batches: each backward pass
-    takes the step of its own batch.
+    The solve is over the parameters with ``requires_grad``, as it is in the forward pass. For a weight that is computed
+    from parameters (a mask, a parametrization) it is over those, with the weight linearised at their current values.
+    D is not additive over micro-batches: each backward pass takes the step of its own batch.
 
     Args:
         *args: As for the base class.
@@ -56,12 +76,17 @@ class ProxPropLayer(nn.Module):
 
     Raises:
         ValueError: for a ``tau_prox`` or ``optimization_mode`` that is not allowed, at construction and at assignment.
+        TypeError: in a forward pass in training where no proximal step is known: ``'prox_exact'`` with a weight that
+            is computed, nested tensors, tensor parallelism. In evaluation, and under ``torch.func`` transforms, it is a
+            ``RuntimeError`` of a backward pass that comes to the parameters.
     """
 
     matrix_known: ClassVar[bool] = True
     """Whether the design matrix is known by its structure, as ``'prox_exact'`` needs."""
 
     __signature__ = _Signature()
+    __jit_unused_properties__: ClassVar[list[str]] = ["tau_prox", "optimization_mode"]
+    _linearity_stated = False
 
     def __init__(self, *args: Any, tau_prox: float = 1.0, optimization_mode: str = "prox_cg1", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -98,68 +123,219 @@ class ProxPropLayer(nn.Module):
         self._proximal.mode = mode
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.parameters()):
+        return self._step(*args, **kwargs)
+
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        """The base class's forward pass, with a proximal step behind it where a parameter needs a gradient.
+
+        Whether one does is asked of the tensors that the layer is about to multiply with, here and only here. So it
+        does not matter what has put them there (sharding, replicas, masks, functional calls), and ``requires_grad``
+        counts as it is now, as in all of autograd.
+        """
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Proxy):
+                return self._traced_call(value.tracer, args, kwargs)
+        tracing = torch._C._get_tracing_state() is not None
+        if tracing:
+            _check_recording(self.training)
+        if tracing or (torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()):  # or exporting
+            return self._output(_detached(self._used()), *args, **kwargs)
+        if not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
-        output, make_design, inputs, parameters = self._linearised(*args, **kwargs)
+        used = self._used()
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            # Tensors do not tell here whether one outside of the transform needs a gradient.
+            reason = "no proximal step under torch.func transforms (grad, vmap, jvp, ...) or forward-mode derivatives"
+            return self._without_step(reason, used, *args, **kwargs)
+        trained = [t is not None and t.requires_grad for t in used.values()]
+        if not any(trained):
+            return self._output(used, *args, **kwargs)
+        try:
+            _check_kinds((*args, *kwargs.values(), *used.values()))
+            computed, parameters = self._stepped(list(used.values()))
+        except NoProximalStep as error:
+            if self.training:
+                raise NoProximalStep(f"{type(self).__name__}: {error}") from error
+            return self._without_step(str(error), used, *args, **kwargs)
+        output, make_design, inputs = self._linearised(_detached(used), trained, *args, **kwargs)
         if output.is_complex():
             raise TypeError(f"{type(self).__name__} works on real numbers, got {output.dtype}")
+        if computed:
+            make_design = functools.partial(self._computed_design, make_design, len(inputs), parameters, trained)
+            inputs = (*inputs, *computed)
         return ProximalStep.apply(output, self._proximal, make_design, len(inputs), *inputs, *parameters)
 
-    def _linearised(self, *args: Any, **kwargs: Any) -> Linearised:
-        """The base class's forward pass with detached parameters, and what the backward pass needs."""
+    def _without_step(self, reason: str, used: Used, *args: Any, **kwargs: Any) -> Any:
+        """The base class's forward pass; a backward pass that comes to the parameters raises an error."""
+        message = f"{type(self).__name__}: {reason}; freeze the layer's parameters, or use the plain layer"
+        guarded = {name: None if t is None else NoStep.apply(t, message) for name, t in used.items()}
+        return self._output(guarded, *args, **kwargs)
+
+    def _used(self) -> Used:
+        """The tensors that the layer multiplies with, each read once: a parametrization may be random."""
         raise NotImplementedError
+
+    def _output(self, used: Used, *args: Any, **kwargs: Any) -> Any:
+        """The base class's forward pass with ``used``."""
+        raise NotImplementedError
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Linearised:
+        """The base class's forward pass with ``detached``, and what the backward pass needs."""
+        raise NotImplementedError
+
+    def _stepped(self, used: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """The tensors in ``used`` that are computed from parameters (all or none), and what a step is taken on.
+
+        A direction for a masked weight, masked in its turn by the chain rule, could ascend.
+        """
+        tensors = [t for t in used if t is not None and t.requires_grad]
+        if all(t.is_leaf for t in tensors):
+            return (), used
+        if torch.compiler.is_compiling():
+            raise NoProximalStep("no proximal step for a weight that is computed from parameters in compiled code")
+        if all(map(is_moved, tensors)):
+            return (), used
+        self._check_computed_mode()
+        parameters = parameters_behind(tensors)
+        if not self._linearity_stated and not is_linear_now(tensors, parameters):
+            warnings.warn(
+                f"{type(self).__name__}: a weight is not linear in the parameters that it is computed from; the "
+                "proximal step is that of the layer linearised at their current values",
+                stacklevel=6,  # the call of the layer
+            )
+        self._linearity_stated = True
+        return tensors, parameters
+
+    def _computed_design(
+        self,
+        make_design: Callable[..., Design],
+        input_count: int,
+        parameters: Sequence[Tensor | None],
+        trained: Sequence[bool],
+        *saved: Tensor,
+    ) -> Design:
+        self._check_computed_mode()  # once more: the mode is read in the backward pass
+        leaves = [p for p in parameters if p is not None]
+        return ComputedDesign(make_design(*saved[:input_count]), saved[input_count:], leaves, trained)
+
+    def _check_computed_mode(self) -> None:
+        if self._proximal.mode.needs_matrix:
+            raise NoProximalStep(
+                "'prox_exact' needs weights that are parameters, and one is computed from others (a mask or "
+                "parametrization); use 'prox_cgN', or make the computed weight the parameter "
+                "(torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+
+    def _traced_call(self, tracer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """One node in a graph of torch.fx, which keeps the step."""
+        owner = next(cls for cls in type(self).__mro__ if "forward" in vars(cls))
+        if owner.__module__ != __name__ or tracer.root is self:
+            raise TypeError(
+                f"{type(self).__name__}: torch.fx traces a model that contains the layer, not the layer itself or a "
+                "forward of its own; name it a leaf of the tracer"
+            )
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
     def extra_repr(self) -> str:
         settings = f"tau_prox={self.tau_prox:g}, optimization_mode={self.optimization_mode!r}"
         return ", ".join(filter(None, (super().extra_repr(), settings)))
 
 
-def _detached(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach()
+def _detached(used: Used) -> Used:
+    return {name: None if tensor is None else tensor.detach() for name, tensor in used.items()}
 
 
-def _trained(weight: Tensor, bias: Tensor | None) -> tuple[bool, bool]:
-    return weight.requires_grad, bias is not None and bias.requires_grad
+def _check_kinds(values: Sequence[Any]) -> None:
+    """Refuse arguments and weights of kinds that design matrices know nothing of."""
+    for value in values:
+        if isinstance(value, Tensor) and value.is_nested:
+            raise NoProximalStep("no proximal step for nested tensors")
+        if type(value) is not Tensor and type(value) is not nn.Parameter and hasattr(value, "placements"):
+            raise NoProximalStep("no proximal step for a DTensor (tensor parallelism)")
+
+
+def _check_recording(training: bool) -> None:
+    """Refuse to be traced or scripted for training: the record would take gradients for directions."""
+    if training and torch.is_grad_enabled():
+        raise RuntimeError(
+            "a ProxProp layer takes no proximal step in a traced or scripted model; call .eval() first, which records "
+            "it with frozen parameters"
+        )
 
 
 class LinearLayer(ProxPropLayer):
     """The forward pass and design matrix of ``torch.nn.Linear``."""
 
-    def _linearised(self, input: Tensor) -> Linearised:
-        layer = cast(nn.Linear, self)
-        weight, bias = layer.weight, layer.bias  # read once: a parametrization may be random
-        output = nn.functional.linear(input, weight.detach(), _detached(bias))
+    if TYPE_CHECKING:
+        weight: Tensor
+        bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_scripting():  # which compiles this branch alone
+            _check_recording(self.training)
+            bias = self.bias
+            return nn.functional.linear(input, self.weight.detach(), None if bias is None else bias.detach())
+        else:
+            output: Tensor = self._step(input)
+            return output
+
+    def _used(self) -> Used:
+        return {"weight": self.weight, "bias": self.bias}
+
+    def _output(self, used: Used, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, cast(Tensor, used["weight"]), used["bias"])
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
+        shape = cast(Tensor, detached["weight"]).shape
         make_design = functools.partial(
             LinearDesign,
-            weight_shape=weight.shape,
-            trained=_trained(weight, bias),
+            weight_shape=shape,
+            trained=trained,
             shared=SharedProducts.of(input),
+            sparse=input.layout is not torch.strided,
         )
-        return output, make_design, (input,), (weight, bias)
+        return self._output(detached, input), make_design, (input,)
 
 
 class ConvLayer(ProxPropLayer):
     """The forward pass and design matrix of ``torch.nn.Conv1d``, ``Conv2d`` and ``Conv3d``."""
 
-    def _linearised(self, input: Tensor) -> Linearised:
+    if TYPE_CHECKING:
+        weight: Tensor
+        bias: Tensor | None
+
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_scripting():
+            _check_recording(self.training)
+            bias = self.bias
+            return self._conv_forward(input, self.weight.detach(), None if bias is None else bias.detach())
+        else:
+            output: Tensor = self._step(input)
+            return output
+
+    def _used(self) -> Used:
+        return {"weight": self.weight, "bias": self.bias}
+
+    def _output(self, used: Used, input: Tensor) -> Tensor:
+        return self._conv_forward(input, cast(Tensor, used["weight"]), used["bias"])
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
         layer = cast(_ConvNd, self)
-        weight, bias = layer.weight, layer.bias
-        output = layer._conv_forward(input, weight.detach(), _detached(bias))
         geometry = ConvGeometry(
-            weight_shape=tuple(weight.shape),
+            weight_shape=tuple(cast(Tensor, detached["weight"]).shape),
             stride=layer.stride,
             dilation=layer.dilation,
             groups=layer.groups,
             pad=tuple(layer._reversed_padding_repeated_twice),
             pad_mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
-        make_design = functools.partial(
-            ConvDesign, geometry=geometry, trained=_trained(weight, bias), shared=SharedProducts.of(input)
-        )
-        return output, make_design, (input,), (weight, bias)
+        make_design = functools.partial(ConvDesign, geometry=geometry, trained=trained, shared=SharedProducts.of(input))
+        return self._output(detached, input), make_design, (input,)
 
 
-class ProxPropLinear(LinearLayer, nn.Linear):
+class ProxPropLinear(LinearLayer, nn.Linear):  # type: ignore[misc]  # torch says that there always is a bias
     __doc__ = f"``torch.nn.Linear`` with a proximal step.\n\n{ProxPropLayer.__doc__}"
 
 

@@ -10,10 +10,36 @@ from torch import Tensor
 from proxprop.design.base import Design, Parameters
 
 
-class AutogradDesign(Design):
-    """A of a module of unknown structure: A θ is a forward pass, Aᵀ z a vector-Jacobian product.
+class StackedDesign(Design):
+    """A whose parameters are one stacked column (g = o = 1), so that conjugate gradients have one step length.
 
-    All parameters are one stacked column (g = o = 1), so conjugate gradients have one step length.
+    Args:
+        shapes: Of the parameters; None for one that is frozen.
+        dtype: The precision in which to work.
+        device: Where.
+    """
+
+    groups = outputs = 1
+
+    def __init__(self, shapes: Sequence[torch.Size | None], dtype: torch.dtype, device: torch.device) -> None:
+        self.shapes = tuple(shapes)
+        self.columns = sum(shape.numel() for shape in self.shapes if shape is not None)
+        self.dtype, self.device = dtype, device
+
+    def stack(self, parameters: Parameters) -> Tensor:
+        trained = [p for p, shape in zip(parameters, self.shapes, strict=True) if p is not None and shape is not None]
+        return torch.cat([p.reshape(1, 1, -1) for p in trained], dim=-1)
+
+    def unstack(self, stacked: Tensor) -> Parameters:
+        parts = iter(torch.split(stacked, [shape.numel() for shape in self.shapes if shape is not None], dim=-1))
+        return tuple(None if shape is None else next(parts).reshape(shape) for shape in self.shapes)
+
+    def squared_norms(self, output: Tensor) -> Tensor:
+        return output.square().sum().reshape(1, 1, 1)
+
+
+class AutogradDesign(StackedDesign):
+    """A of a module of unknown structure: A θ is a forward pass, Aᵀ z a vector-Jacobian product.
 
     Args:
         forward: The module's output as a function of its parameters (frozen ones are passed as zeros).
@@ -22,8 +48,6 @@ class AutogradDesign(Design):
         dtype: The precision in which to work.
     """
 
-    groups = outputs = 1
-
     def __init__(
         self,
         forward: Callable[[Sequence[Tensor]], Tensor],
@@ -31,11 +55,10 @@ class AutogradDesign(Design):
         trained: Sequence[bool],
         dtype: torch.dtype,
     ) -> None:
+        shapes = [tensor.shape if train else None for tensor, train in zip(like, trained, strict=True)]
+        super().__init__(shapes, dtype, like[0].device)
         self.forward = forward
         self.zeros = [torch.zeros_like(tensor, dtype=dtype) for tensor in like]
-        self.trained = tuple(trained)
-        self.columns = sum(zero.numel() for zero, train in zip(self.zeros, self.trained, strict=True) if train)
-        self.device, self.dtype = self.zeros[0].device, dtype
 
     def apply(self, parameters: Parameters) -> Tensor:
         with torch.no_grad():
@@ -43,22 +66,12 @@ class AutogradDesign(Design):
 
     def adjoint(self, output: Tensor) -> Parameters:
         with torch.enable_grad():
-            leaves = [zero.detach().requires_grad_(train) for zero, train in zip(self.zeros, self.trained, strict=True)]
+            pairs = list(zip(self.zeros, self.shapes, strict=True))
+            leaves = [zero.detach().requires_grad_(shape is not None) for zero, shape in pairs]
             result = self.forward(leaves)
-            wanted = [leaf for leaf, train in zip(leaves, self.trained, strict=True) if train]
-            products = iter(torch.autograd.grad(result, wanted, output.to(result.dtype), materialize_grads=True))
-        return tuple(next(products) if train else None for train in self.trained)
-
-    def stack(self, parameters: Parameters) -> Tensor:
-        return torch.cat([p.reshape(1, 1, -1) for p in parameters if p is not None], dim=-1)
-
-    def unstack(self, stacked: Tensor) -> Parameters:
-        sizes = [zero.numel() for zero, train in zip(self.zeros, self.trained, strict=True) if train]
-        parts = iter(torch.split(stacked, sizes, dim=-1))
-        return tuple(
-            next(parts).reshape(zero.shape) if train else None
-            for zero, train in zip(self.zeros, self.trained, strict=True)
-        )
-
-    def squared_norms(self, output: Tensor) -> Tensor:
-        return output.square().sum().reshape(1, 1, 1)
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            if not result.requires_grad:  # the module does not use those that are trained
+                products = iter([torch.zeros_like(leaf) for leaf in wanted])
+            else:
+                products = iter(torch.autograd.grad(result, wanted, output.to(result.dtype), materialize_grads=True))
+        return tuple(None if shape is None else next(products) for shape in self.shapes)

@@ -15,6 +15,10 @@ Parameters = tuple[Tensor | None, ...]
 """One tensor for each parameter of the layer, in the layer's order and shapes; None where it is frozen."""
 
 
+class NoProximalStep(TypeError):
+    """A proximal step is not defined, or not known, for what a layer is asked to do."""
+
+
 ROWS_IN_WORKING_PRECISION = 8192
 """How many terms a float32 sum may have where a solve depends on it (8192 leave an error of about 3e-7)."""
 
@@ -105,6 +109,7 @@ class MatrixDesign(Design):
         shared: SharedProducts | None,
     ) -> None:
         self.device, self.dtype = input.device, working_dtype(input)
+        self._saved_input = input
         self.weight_shape = tuple(weight_shape)
         self.train_weight, self.train_bias = trained
         self.groups = groups
@@ -128,7 +133,9 @@ class MatrixDesign(Design):
 
     def _once(self, name: tuple[Hashable, ...], compute: Callable[[], Tensor]) -> Tensor:
         """A product, computed once for all layers with this input that read it in the same way."""
-        return compute() if self._shared is None else self._shared.get((*name, *self._reading), compute)
+        if self._shared is None:
+            return compute()
+        return self._shared.get(self._saved_input, (*name, *self._reading), compute)
 
     @property
     @abc.abstractmethod

@@ -117,7 +117,7 @@ class ConvDesign(MatrixDesign):
                 output, input, like, None, *self._arguments(), [False, True, False]
             )
         if self.train_bias:
-            bias = output.transpose(0, 1).flatten(1).sum(1)
+            bias = output.transpose(0, 1).reshape(self.weight_shape[0], -1).sum(1)
         return weight, bias
 
     def right_hand_side(self, output: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class ConvDesign(MatrixDesign):
         return total
 
     def squared_norms(self, output: Tensor) -> Tensor:
-        squares = self._batched(output).square().transpose(0, 1).flatten(1)
+        squares = self._batched(output).square().transpose(0, 1).reshape(self.weight_shape[0], -1)
         return squares.sum(1).reshape(self.groups, self.outputs, 1)
 
     @property

@@ -19,6 +19,7 @@ class LinearDesign(MatrixDesign):
         weight_shape: ``(out, in)``.
         trained: Whether the weight and whether the bias is trained.
         shared: What layers with the same input have computed of it.
+        sparse: Whether the input is a sparse tensor, of which the products take all entries.
     """
 
     def __init__(
@@ -27,8 +28,11 @@ class LinearDesign(MatrixDesign):
         weight_shape: Sequence[int],
         trained: Sequence[bool],
         shared: SharedProducts | None = None,
+        sparse: bool = False,
     ) -> None:
         super().__init__(input, weight_shape, groups=1, trained=trained, shared=shared)
+        if sparse:
+            input = input.to_dense()
         self.input = input.reshape(-1, input.shape[-1]).to(self.dtype)  # [m, in]
         self.rows = self.input.shape[0]
 

@@ -11,33 +11,54 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class SharedProducts:
-    """Gram matrices of one input, held from the first layer that asks for one until the last has had it."""
+    """Gram matrices of one input, held within one backward pass until the last layer has had them.
+
+    The forward pass only counts the layers. What one backward pass has computed is never seen by another: the memory
+    behind an input may hold something else by then (a buffer of numpy's that was filled again, ``x.data.copy_``).
+    """
 
     def __init__(self) -> None:
+        self._layers = 0
+        self._pass = _NO_PASS
         self._waiting = 0
+        self._input: weakref.ref[Tensor] | None = None
         self._products: dict[Hashable, Tensor] = {}
 
     @classmethod
     def of(cls, input: Tensor) -> SharedProducts | None:
-        """For one more layer whose input is ``input``, as it is now: the object that other such layers have.
+        """For one more layer whose input is ``input``: the object that other such layers have.
 
         None while compiling: a compiler finds equal products by itself.
         """
         if torch.compiler.is_compiling():
             return None
         known = _KNOWN.get(input)
-        products = known[1]() if known is not None and known[0] == input._version else None
-        if products is None:
+        products = None if known is None else known()
+        if products is None or products._pass != _NO_PASS:  # those of a backward pass that has begun are counted
             products = cls()
-            # A weak reference: what is held belongs to the backward passes that are to come, and goes with them.
-            _KNOWN[input] = (input._version, weakref.ref(products))
-        products._waiting += 1
+            _KNOWN[input] = weakref.ref(products)  # weakly: the backward passes that are to come hold it
+        products._layers += 1
         return products
 
-    def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """The product that ``key`` names, from ``compute()`` where no layer has asked for it before."""
-        product = self._products[key] if key in self._products else compute()
+    def get(self, input: Tensor, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """The product of ``input`` that ``key`` names, from ``compute()`` where it was not asked for before.
+
+        Args:
+            input: As autograd has saved it for the layer that asks.
+            key: Names the product.
+            compute: Makes it.
+        """
+        now = torch._C._current_graph_task_id()
+        if self._layers == 1 or now == _NO_PASS:
+            return compute()
+        if self._pass != now:
+            self._products.clear()
+            self._pass, self._waiting, self._input = now, self._layers, weakref.ref(input)
+            torch.autograd.Variable._execution_engine.queue_callback(self._products.clear)
         self._waiting -= 1
+        if self._input is None or self._input() is not input:
+            return compute()  # hooks on saved tensors gave the layers copies, made at different times
+        product = self._products[key] if key in self._products else compute()
         if self._waiting > 0:
             self._products[key] = product
         else:
@@ -45,5 +66,8 @@ class SharedProducts:
         return product
 
 
-_KNOWN: MutableMapping[Tensor, tuple[int, weakref.ref[SharedProducts]]] = WeakTensorKeyDictionary()
-"""Each input's version and products."""
+_NO_PASS = -1
+"""What autograd calls the backward pass outside of any."""
+
+_KNOWN: MutableMapping[Tensor, weakref.ref[SharedProducts]] = WeakTensorKeyDictionary()
+"""The products of each input that a layer has seen."""

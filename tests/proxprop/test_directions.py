@@ -225,7 +225,7 @@ def test_the_published_early_stop_looks_at_all_outputs():
 def test_right_hand_sides_by_patches_and_by_convolutions_agree(name):
     make, shape = LAYERS[name]
     layer, x, gradient = prepared(make, shape, "gradient", 1.0)
-    _, make_design, _, _ = layer._linearised(x)
+    _, make_design, _ = layer._linearised(layer._used(), (True, True), x)
     design = make_design(x)
     by_convolutions = design.right_hand_side(gradient)
     assert torch.allclose(design._by_patches(gradient), by_convolutions, rtol=1e-12)

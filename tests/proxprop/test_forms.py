@@ -20,7 +20,7 @@ def named(parameters):
 
 
 def design_of(layer, x):
-    _, make_design, _, _ = layer._linearised(x)
+    _, make_design, _ = layer._linearised(layer._used(), (True, layer.bias is not None), x)
     return make_design(x)
 
 
