@@ -2,7 +2,7 @@
 
     python examples/adam_convnet.py
 
-Only the class of the convolutions and two keywords differ. Adam gets ProxProp's direction where it would get the gradient.
+Only the convolutions' class and two keywords differ. Adam gets ProxProp's direction in place of the gradient.
 """
 
 import functools
@@ -45,11 +45,11 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> list
     return losses
 
 
-def main(epochs: int = 10) -> None:
+def main(epochs: int = 15) -> None:
     pixels, classes = load_digits(return_X_y=True)  # [1797, 64] in 0..16
     images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     labels = torch.tensor(classes)
-    proximal = functools.partial(ProxPropConv2d, tau_prox=1.0, optimization_mode="prox_cg3")
+    proximal = functools.partial(ProxPropConv2d, tau_prox=0.1, optimization_mode="prox_cg3")
     for name, conv in [("Adam + BackProp", nn.Conv2d), ("Adam + ProxProp", proximal)]:
         torch.manual_seed(0)  # the same start and the same minibatches
         losses = train(convnet(conv), images, labels, epochs)

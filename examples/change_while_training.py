@@ -23,12 +23,12 @@ def main(epochs: int = 10) -> None:
     images, labels = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(classes)
     torch.manual_seed(0)
     model = nn.Sequential(
-        ProxPropLinear(64, 200, tau_prox=0.5, optimization_mode="prox_cg1"), nn.ReLU(),
-        ProxPropLinear(200, 200, tau_prox=0.5, optimization_mode="prox_cg1"), nn.ReLU(),
+        ProxPropLinear(64, 200, tau_prox=5.0, optimization_mode="prox_cg3"), nn.ReLU(),
+        ProxPropLinear(200, 200, tau_prox=5.0, optimization_mode="prox_cg3"), nn.ReLU(),
         nn.Linear(200, 10),
     )  # fmt: skip
     layers = [module for module in model.modules() if isinstance(module, ProxPropLinear)]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
     for epoch in range(1, epochs + 1):
         for rows in torch.randperm(len(images)).split(100):
             optimizer.zero_grad()

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from any folder, with nothing installed but requirements.txt
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run with nothing installed but requirements.txt
 
 from experiments.command.cli import Parser, run_command
 from experiments.config import DataConfig
 from experiments.data.datasets import Data, Split, load
 from proxprop import ProxPropLinear
 
+DATA = Path(__file__).resolve().parents[1] / "data"
 TAU = 0.05
 BATCH = 500
 CURVES = {"gradient": "BackProp", "prox_cg3": "ProxProp (3 cg)"}
@@ -83,7 +83,7 @@ def draw(curves: dict[str, list[tuple[float, float]]], output: Path) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(description="Train a network on CIFAR-10 by back-propagation and by ProxProp.")
-    parser.add_argument("--data", default=str(ROOT / "data"), help="holds cifar-10-batches-py (default: %(default)s)")
+    parser.add_argument("--data", default=str(DATA), help="holds cifar-10-batches-py (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--train-samples", type=int, default=45_000, help="the first so many (default: all 45000)")
     parser.add_argument("--output", type=Path, default=Path("cifar10_mlp.pdf"), help="pdf, png or svg")

@@ -56,7 +56,8 @@ def curve(network: str, mode: str) -> dict[str, list[float]]:
     finally:
         torch.set_default_dtype(torch.float32)
     records = list(Training(model, Data(*splits, data.identity), config).records())
-    return {name: [getattr(record, name) for record in records] for name in ("minibatch_loss", "train_loss", "val_loss")}
+    losses = ("minibatch_loss", "train_loss", "val_loss")
+    return {name: [getattr(record, name) for record in records] for name in losses}
 
 
 @pytest.mark.parametrize("mode", MODES)
