@@ -1,14 +1,12 @@
-"""Configs that train in a blink, CIFAR-10 files made byte by byte, and processes that can be killed."""
+"""Configs that train in a blink, and processes that can be killed."""
 
 import itertools
 import signal
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -42,38 +40,6 @@ def write_config(tmp_path, monkeypatch):
         return path.relative_to(tmp_path)
 
     return write
-
-
-@pytest.fixture
-def batch_bytes():
-    """The function that lays out a batch as the official files do."""
-    return official_batch
-
-
-def official_batch(pixels: np.ndarray, labels: list[int]) -> bytes:
-    """A protocol-2 pickle as Python 2 and its numpy wrote it, opcode by opcode.
-
-    Plain pickling under Python 3 would give other opcodes and other globals.
-    """
-
-    def text(value: str) -> bytes:
-        return b"U" + bytes([len(value)]) + value.encode()  # SHORT_BINSTRING
-
-    def number(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)  # BININT
-
-    code = pixels.dtype.str[1:]
-    dtype = b"cnumpy\ndtype\n(" + text(code) + number(0) + number(1) + b"tR"
-    dtype += b"(" + number(3) + text("|") + b"NNN" + number(-1) + number(-1) + number(0) + b"tb"
-    shape = b"(" + b"".join(map(number, pixels.shape)) + b"t"
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n"
-    array += b"(" + number(0) + b"t" + text("b") + b"tR"
-    array += b"(" + number(1) + shape + dtype + b"\x89"
-    array += b"T" + struct.pack("<I", pixels.nbytes) + pixels.tobytes() + b"tb"
-    entries = text("batch_label") + text("training batch 1 of 5")
-    entries += text("labels") + b"](" + b"".join(map(number, labels)) + b"e"
-    entries += text("data") + array
-    return b"\x80\x02}(" + entries + b"u."
 
 
 @pytest.fixture
