@@ -36,12 +36,27 @@ def rows(folder):
 # --- signals from outside -----------------------------------------------------------------------------------------
 
 
+# Time for a signal from outside to come in the midst of training, however busy the machine is.
+SLOWLY = """
+import time
+from experiments.launch.progress import Progress
+
+advance = Progress.advance
+
+def advance_slowly(self, examples):
+    time.sleep(0.05)
+    advance(self, examples)
+
+Progress.advance = advance_slowly
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_the_state_and_says_how_to_go_on(write_config, start, wait_until, number, code):
     # Epochs of 200 minibatches, so that the signal comes in the middle of one.
     data = {"name": "digits", "train_samples": 400}
     path = write_config(data=data, batch_size=2, epochs=2, optimizer={"name": "sgd", "lr": 0.01, "momentum": 0.9})
-    process = start("experiments.run", path)
+    process = start("experiments.run", path, before=SLOWLY)
     wait_until(lambda: rows(TINY) >= 2 or process.poll() is not None)  # the header, and the start
     process.send(number)
     assert process.wait() == code
@@ -113,7 +128,7 @@ def test_a_sweep_side_by_side_stops_its_runs_and_goes_on(write_config, start, wa
         write_config(name, epochs=20)
     assert start("experiments.sweep", "configs", "--output", "whole").wait() == 0
 
-    process = start("experiments.sweep", "configs", "--jobs", 2, before=FORK)
+    process = start("experiments.sweep", "configs", "--jobs", 2, before=FORK + SLOWLY)
     folders = [Path("results/configs") / name for name in "abc"]
     wait_until(lambda: all(rows(folder) >= 3 for folder in folders[:2]) or process.poll() is not None)
     children = [json.loads(path.read_text())["process"] for path in Path("results").rglob(".owner.json")]

@@ -1,5 +1,7 @@
 """Every mode, layer and option against the dense float64 oracle."""
 
+import dataclasses
+
 import oracle
 import pytest
 import torch
@@ -12,6 +14,7 @@ from proxprop import (
     ProxPropLinear,
     proxprop_module_generator,
 )
+from proxprop.cost import COSTS
 
 LAYERS = {
     "wide": (lambda **k: ProxPropLinear(11, 6, **k), (4, 11)),
@@ -209,12 +212,14 @@ def test_columns_of_any_size_get_their_direction(scale):
     assert oracle.relative_error(*row) < 1e-4
 
 
-def test_the_published_early_stop_looks_at_all_outputs():
+def test_the_published_early_stop_looks_at_all_outputs(monkeypatch):
+    # Where outputs are solved for in sets, a set is one output.
+    monkeypatch.setitem(COSTS, "cpu", dataclasses.replace(COSTS["cpu"], working_set=1))
     torch.manual_seed(0)
-    layer = ProxPropLinear(3, 1500, tau_prox=0.05, optimization_mode="published_cg4").double()
+    layer = ProxPropLinear(3, 60, tau_prox=0.05, optimization_mode="published_cg4").double()
     x = torch.randn(5, 3, dtype=torch.float64)
-    gradient = torch.randn(5, 1500, dtype=torch.float64)
-    gradient[:, :1100] *= 1e-3  # these alone would stop early
+    gradient = torch.randn(5, 60, dtype=torch.float64)
+    gradient[:, :44] *= 1e-3  # these alone would stop early
     reference = expected(layer, [x], gradient, "published_cg4", 0.05)
     assert oracle.relative_error(directions(layer, [x], gradient), reference) < 1e-6
     one = {"": layer.weight.grad[0]}, {"": reference["weight"][0]}

@@ -12,26 +12,14 @@ from experiments.command.errors import DataError
 from experiments.config import DataConfig
 from experiments.data import datasets
 from experiments.data.cifar_pickle import read_batch
+from tests.synthetic_cifar import IMAGES, official_batch, random_batch, write_small_cifar
 
 CPU = torch.device("cpu")
-IMAGES = 20  # in one batch of the small copies made here
-
-
-def random_batch(seed, count=IMAGES):
-    generator = np.random.default_rng(seed)
-    pixels = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
-    return pixels, generator.integers(0, 10, count).tolist()
 
 
 @pytest.fixture
-def small_cifar(tmp_path, monkeypatch, batch_bytes):
-    """A copy with batches of 20 images, of which the last 10 of the fifth are the validation."""
-    monkeypatch.setattr(datasets, "_BATCH_IMAGES", IMAGES)
-    monkeypatch.setattr(datasets, "_CIFAR_TRAIN", 5 * IMAGES - 10)
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    for number, name in enumerate(datasets.OFFICIAL_MD5):
-        (folder / name).write_bytes(batch_bytes(*random_batch(number)))
+def small_cifar(tmp_path, monkeypatch):
+    write_small_cifar(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -46,9 +34,9 @@ def test_a_tilde_in_front_of_the_root_is_the_home(small_cifar, monkeypatch):
         cifar("~/none")
 
 
-def test_official_layout_is_read_exactly(batch_bytes):
+def test_official_layout_is_read_exactly():
     pixels, labels = random_batch(0)
-    read_pixels, read_labels = read_batch(batch_bytes(pixels, labels), "file")
+    read_pixels, read_labels = read_batch(official_batch(pixels, labels), "file")
     np.testing.assert_array_equal(read_pixels, pixels)
     assert read_labels.tolist() == labels
 
@@ -92,16 +80,16 @@ def test_a_global_with_a_newline_in_its_name_is_still_one_line():
         read_batch(b"\x80\x04\x8c\x03os\n\x8c\x03x\ny\x93.", "file")
 
 
-def test_every_truncation_is_one_line(batch_bytes):
-    content = batch_bytes(*random_batch(0, count=1))
+def test_every_truncation_is_one_line():
+    content = official_batch(*random_batch(0, count=1))
     for length in range(len(content)):
         with pytest.raises(DataError, match=r"^file: (damaged|refused|must|')[^\n]*$"):
             read_batch(content[:length], "file")
 
 
-def test_a_flipped_bit_of_the_structure_costs_no_memory_and_is_one_line(batch_bytes):
+def test_a_flipped_bit_of_the_structure_costs_no_memory_and_is_one_line():
     """A flip may go unseen (a label, a title); what is seen is one line. C's unpickler takes gigabytes here."""
-    content = batch_bytes(np.zeros((1, 3072), np.uint8), [3])
+    content = official_batch(np.zeros((1, 3072), np.uint8), [3])
     start = content.index(bytes(3072))
     problems = []
     tracemalloc.start()
@@ -136,9 +124,9 @@ def problem_with(content):
         (np.zeros((2, 3072), np.uint8), [0, -1], r"'labels' must be integers from 0 to 9"),
     ],
 )
-def test_other_contents_are_refused(batch_bytes, pixels, labels, problem):
+def test_other_contents_are_refused(pixels, labels, problem):
     with pytest.raises(DataError, match=rf"^file: .*{problem}"):
-        read_batch(batch_bytes(pixels, labels), "file")
+        read_batch(official_batch(pixels, labels), "file")
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], {"data": 3, "labels": [1]}])
@@ -157,6 +145,22 @@ def test_the_papers_split_in_file_order(small_cifar):
         assert split.images.dtype == torch.float32
         np.testing.assert_array_equal(split.images, pixels[start:stop].astype(np.float32) / 255)
         assert split.labels.tolist() == labels[start:stop].tolist()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torchvision.*")  # the files name a module that numpy moved
+def test_torchvision_reads_the_same(small_cifar, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    loaded = cifar(small_cifar)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)  # by the official files' checksums
+    monkeypatch.setattr(CIFAR10, "_load_meta", lambda self: None)
+    training, test = (CIFAR10(str(small_cifar), train) for train in (True, False))
+    images = torch.cat([loaded.train.images, loaded.val.images]), loaded.test.images
+    labels = torch.cat([loaded.train.labels, loaded.val.labels]), loaded.test.labels
+    for theirs, our_images, our_labels in zip((training, test), images, labels, strict=True):
+        expected = torch.tensor(theirs.data).permute(0, 3, 1, 2) / 255
+        torch.testing.assert_close(our_images, expected, rtol=0, atol=0)
+        assert our_labels.tolist() == theirs.targets
 
 
 def test_train_samples_takes_the_first(small_cifar):
@@ -182,9 +186,9 @@ def test_missing_folder_and_file_say_what_to_run(small_cifar, tmp_path):
         cifar(small_cifar)
 
 
-def test_a_batch_with_fewer_images_is_refused(small_cifar, batch_bytes):
+def test_a_batch_with_fewer_images_is_refused(small_cifar):
     path = small_cifar / "cifar-10-batches-py" / "test_batch"
-    path.write_bytes(batch_bytes(*random_batch(0, count=3)))
+    path.write_bytes(official_batch(*random_batch(0, count=3)))
     with pytest.raises(DataError, match=r"test_batch: must hold 20 images, got 3$"):
         cifar(small_cifar)
 
