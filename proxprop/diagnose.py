@@ -16,6 +16,7 @@ from proxprop.design import Design, MatrixDesign, Parameters, accumulation_dtype
 from proxprop.layers import ProxPropLayer
 from proxprop.modes import Gradient, Mode
 from proxprop.observe import Direction, observing
+from proxprop.systems import System
 
 SAMPLED_OUTPUTS = 8
 """How many outputs of a layer are solved for a second time, in float64."""
@@ -45,8 +46,8 @@ class LayerDiagnosis:
         cosine: Of D to the gradient AᵀG: D is a descent direction where it is positive.
         residual: ‖(AᵀA + I/τ)D − AᵀG‖ / ‖AᵀG‖: rounding for ``'prox_exact'``, what is left to do for ``'prox_cgN'``.
         digits: How many digits of D are those of the same mode in float64, on a few outputs (for ``'published_cgN'``,
-            whose outputs depend on each other, on all). Not known of layers of unknown structure, nor on devices
-            without float64.
+            whose outputs depend on each other, on all). Not known of layers of unknown structure, where float64 has no
+            digits left either, and on devices without float64.
         below_adam_eps: Share of D's entries that are not zero but smaller than 1e-8.
         factorisation_failed: Whether the layer fell back to a short explicit step; None where nothing is factorised.
         verdict: All of that in words.
@@ -301,12 +302,22 @@ def _measured(direction: Direction) -> LayerDiagnosis:
         step_ratio=norm / right_norm / tau,
         residual=float(_norm(torch.add(product, d, alpha=1 / tau) - right)) / right_norm,
     )
+    if failed is False and _is_lost(system, tau):
+        return dataclasses.replace(known, verdict="ill-conditioned: 1/τ is lost in the rounding of AᵀA; τ is too large")
     slack = None
     if not failed:
         sample = _Sample.of(direction)
         known = dataclasses.replace(known, digits=sample.digits())
         slack = sample.slack(known.step_ratio or 0.0)
     return dataclasses.replace(known, verdict=_verdict(known, slack))
+
+
+def _is_lost(system: System | None, tau: float) -> bool:
+    """Whether 1/τ is below the rounding of the matrix that it is added to: without it, D may be anything."""
+    assert system is not None
+    assert system.matrix is not None
+    largest = system.matrix.diagonal(dim1=-2, dim2=-1).sum(-1).max()
+    return float(largest) * tau * torch.finfo(system.matrix.dtype).eps > 1
 
 
 def _verdict(row: LayerDiagnosis, slack: int | None) -> str:
