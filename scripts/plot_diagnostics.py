@@ -21,6 +21,7 @@ from experiments.folder.write import DIAGNOSTICS
 from scripts.plots import style
 from scripts.plots.diagnostics import Observed, draw_diagnostics
 from scripts.plots.output import figure_bytes, write
+from scripts.plots.sweep import sort_key
 
 FORMATS = (".pdf", ".png", ".svg")
 
@@ -28,12 +29,11 @@ FORMATS = (".pdf", ".png", ".svg")
 def plot(options: argparse.Namespace) -> int:
     if options.output.suffix not in FORMATS:
         raise UsageError(f"--output must end in {', '.join(FORMATS)}, got {options.output}")
-    folders = list(dict.fromkeys(folder for root in options.runs for folder in find_runs(root)))
+    found = {folder for root in options.runs for folder in find_runs(root)}
+    folders = sorted(found, key=lambda folder: sort_key(str(folder)))
     with_rows = [folder for folder in folders if (folder / DIAGNOSTICS).is_file()]
     if not with_rows:
-        raise RecordError(
-            f"{options.runs[0]}: no run there has a {DIAGNOSTICS}; runs record it with diagnostics_every=1"
-        )
+        raise RecordError(f"{options.runs[0]}: no run has a {DIAGNOSTICS}; runs record it with diagnostics_every=1")
     style.apply()
     page = draw_diagnostics([Observed(read_run(folder), read_diagnostics(folder)) for folder in with_rows])
     write(options.output, figure_bytes(page, options.output.suffix))

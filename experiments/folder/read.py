@@ -174,6 +174,8 @@ def read_diagnostics(folder: Path) -> pd.DataFrame:
         rows = pd.read_csv(path, dtype={"layer": str})
         if list(rows.columns) == LAYER_COLUMNS:
             whole = {"epoch": int, "steps": int, "not_descent": int, "failed": int}
+            if rows.empty:
+                raise RecordError(f"{path}: has no rows")
             return rows.astype({column: float for column in LAYER_COLUMNS if column != "layer"}).astype(whole)
     except FileNotFoundError:
         raise RecordError(f"{path}: not there; a run records it with diagnostics_every=1") from None

@@ -141,7 +141,7 @@ def _notes(observed: Sequence[Observed]) -> str:
     failed = sum(int(one.rows["failed"].sum()) for one in observed)
     unfinished = [f"{one.run.folder.name} ({one.run.status})" for one in observed if one.run.status != "finished"]
     return joined(
-        f"{steps:,} directions observed; no descent directions: {', '.join(bad) or 'none'}",
+        f"{steps:,} directions observed; those that do not descend: {', '.join(bad) or 'none'}",
         f"factorisations failed: {failed}" if failed else "",
         f"not finished: {', '.join(unfinished)}" if unfinished else "",
     )
