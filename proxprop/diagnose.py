@@ -285,14 +285,13 @@ def _measured(direction: Direction) -> LayerDiagnosis:
         return dataclasses.replace(known, verdict="not finite: NaN or infinity in the input or in the gradient")
     if right_norm == 0:
         return dataclasses.replace(known, verdict="no gradient: it is zero")
-    weights = [p.detach().double() for p in direction.layer.parameters() if p.requires_grad]
-    weight_norm = math.sqrt(sum(float(p.square().sum()) for p in weights))
+    weight_norm = math.hypot(*(float(_norm(p.detach())) for p in direction.layer.parameters() if p.requires_grad))
     nonzero = d[d != 0].abs()
     known = dataclasses.replace(
         known,
         weight_ratio=norm / weight_norm if weight_norm else None,
         cosine=float((d * right).sum()) / (norm * right_norm) if norm else 0.0,
-        below_adam_eps=float((nonzero < ADAM_EPS).double().mean()) if nonzero.numel() else 0.0,
+        below_adam_eps=float((nonzero < ADAM_EPS).float().mean()) if nonzero.numel() else 0.0,
     )
     if isinstance(direction.mode, Gradient):
         return dataclasses.replace(known, verdict=_verdict(known, None))

@@ -63,7 +63,8 @@ class ProximalStep(torch.autograd.Function):
 
 @once_differentiable
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    inputs, saved = ctx.saved_tensors[: ctx.input_count], ctx.saved_tensors[ctx.input_count :]
+    tensors = ctx.saved_tensors  # read once, as checkpointing demands
+    inputs, saved = tensors[: ctx.input_count], tensors[ctx.input_count :]
     # An empty batch has no system to solve.
     mode = ctx.settings.mode if gradient.numel() else Gradient()
     trained = ctx.needs_input_grad[-len(ctx.dtypes) :]

@@ -16,7 +16,13 @@ Compile = Literal["none", "default", "cudagraph"]
 
 #: Keys of `Config` that decide where and how a run is carried out, not what it computes.
 EXECUTION_KEYS = (
-    *("device", "compile", "checkpoint_every", "tensorboard", "diagnostics_every", "time_limit", "min_epochs"),
+    "device",
+    "compile",
+    "checkpoint_every",
+    "tensorboard",
+    "diagnostics_every",
+    "time_limit",
+    "min_epochs",
 )
 
 

@@ -171,7 +171,7 @@ def read_diagnostics(folder: Path) -> pd.DataFrame:
     """
     path = Path(folder) / DIAGNOSTICS
     try:
-        rows = pd.read_csv(path, dtype={"layer": str})
+        rows = pd.read_csv(path, dtype={"layer": str}, encoding="utf-8-sig")
         if list(rows.columns) == LAYER_COLUMNS:
             whole = {"epoch": int, "steps": int, "not_descent": int, "failed": int}
             if rows.empty:

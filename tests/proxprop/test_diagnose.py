@@ -364,6 +364,13 @@ def test_autocast(inside):
     assert all(0 < row.cosine <= 1 for row in rows)
 
 
+def test_a_checkpointed_layer_is_seen_once():
+    model = ProxPropLinear(6, 4, optimization_mode="prox_exact")
+    run = torch.utils.checkpoint.checkpoint
+    (row,) = diagnose(model, torch.randn(5, 6), lambda m, x: run(m, x, use_reentrant=False).sum()).layers
+    assert (row.call, row.verdict) == (1, "ok")
+
+
 def test_compiled_code_runs_uncompiled_and_stays_compiled():
     graphs = []
 
