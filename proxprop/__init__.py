@@ -1,6 +1,7 @@
 """Proximal Backpropagation (Frerix, Möllenhoff, Moeller, Cremers, ICLR 2018) as torch.nn layers."""
 
 from proxprop.convert import ConversionReport, LayerReport, convert, param_groups, revert
+from proxprop.diagnose import Diagnosis, LayerDiagnosis, diagnose, suggest_tau
 from proxprop.generator import proxprop_module_generator
 from proxprop.layers import ProxPropConv1d, ProxPropConv2d, ProxPropConv3d, ProxPropLinear
 
@@ -18,4 +19,9 @@ __all__ = [
     "param_groups",
     "ConversionReport",
     "LayerReport",
+    # What its layers do
+    "diagnose",
+    "suggest_tau",
+    "Diagnosis",
+    "LayerDiagnosis",
 ]

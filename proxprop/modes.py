@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import math
@@ -15,6 +16,7 @@ from torch import Tensor
 from proxprop.cost import direct_system, iterative_system
 from proxprop.design import ConvDesign, Design, MatrixDesign, Parameters
 from proxprop.solvers import CGRules, conjugate_gradients
+from proxprop.systems import DirectSystem, System
 
 ALLOWED = "'prox_exact', 'prox_cgN' with N >= 1, 'gradient' or 'published_cgN' with N >= 1"
 
@@ -54,8 +56,23 @@ class Gradient:
         return design.adjoint(gradient)
 
 
+class Solve(abc.ABC):
+    """A mode that makes the layer's linear system in its cheapest form, and then solves it."""
+
+    @abc.abstractmethod
+    def system(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> System:
+        """The system; arguments are those of ``direction``."""
+
+    @abc.abstractmethod
+    def solve(self, system: System) -> Parameters:
+        """D, shaped like the layer's parameters."""
+
+    def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
+        return self.solve(self.system(design, gradient, tau, parameters))
+
+
 @dataclasses.dataclass(frozen=True)
-class Exact:
+class Exact(Solve):
     """D = (AᵀA + I/τ)⁻¹ AᵀG (paper, equation 12)."""
 
     needs_matrix = True
@@ -64,13 +81,17 @@ class Exact:
     def __str__(self) -> str:
         return "prox_exact"
 
-    def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
+    def system(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> DirectSystem:
         assert isinstance(design, MatrixDesign)
-        return direct_system(design, gradient, 1 / tau).solve()
+        return direct_system(design, gradient, 1 / tau)
+
+    def solve(self, system: System) -> Parameters:
+        assert isinstance(system, DirectSystem)
+        return system.solve()
 
 
 @dataclasses.dataclass(frozen=True)
-class ConjugateGradient:
+class ConjugateGradient(Solve):
     """``iterations`` textbook conjugate gradient steps towards the exact direction (paper, Section 3.2)."""
 
     iterations: int
@@ -80,13 +101,15 @@ class ConjugateGradient:
     def __str__(self) -> str:
         return f"prox_cg{self.iterations}"
 
-    def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
-        system = iterative_system(design, gradient, 1 / tau, self.iterations)
+    def system(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> System:
+        return iterative_system(design, gradient, 1 / tau, self.iterations)
+
+    def solve(self, system: System) -> Parameters:
         return conjugate_gradients(system, self.iterations, CGRules())
 
 
 @dataclasses.dataclass(frozen=True)
-class PublishedConjugateGradient:
+class PublishedConjugateGradient(Solve):
     """The solver of the authors' published code, whose figures the paper shows (see docs/algorithm.md).
 
     It solves for the new parameters: in float32, D is the difference of two nearly equal tensors.
@@ -99,15 +122,17 @@ class PublishedConjugateGradient:
     def __str__(self) -> str:
         return f"published_cg{self.iterations}"
 
-    def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
+    def system(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> System:
+        return iterative_system(design, gradient, 1 / tau, self.iterations, start=parameters)
+
+    def solve(self, system: System) -> Parameters:
         rules = CGRules(
             orthogonal=False,
             conjugate=False,
             damping=1e-6,
             stop_below=1e-2,
-            one_step_length=isinstance(design, ConvDesign),
+            one_step_length=isinstance(system.design, ConvDesign),
         )
-        system = iterative_system(design, gradient, 1 / tau, self.iterations, start=parameters)
         return conjugate_gradients(system, self.iterations, rules)
 
 

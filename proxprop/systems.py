@@ -45,6 +45,10 @@ class System(abc.ABC):
     """Whether ``vector``, ``image`` and the rest accept some of the columns, too."""
     residual: Tensor
     """The right-hand side in this form: the residual of D = 0, ``[g, o, n]``."""
+    matrix: Tensor | None = None
+    """What the form holds of AᵀA or AAᵀ, ``[g, n, n]``, once it has made it."""
+    failed: Tensor | None = None
+    """Which groups' factorisation failed, ``[g]``, once there was one."""
 
     def __init__(self, design: Design, beta: float) -> None:
         self.design = design
@@ -100,11 +104,12 @@ class DirectSystem(GramSystem):
         or inputs that are not finite) the factor is replaced, without an exception or a device synchronisation, by
         the root of trace(AᵀA) + β: the step is then explicit, and short enough to be safe for any spectrum.
         """
-        matrix = self._matrix()
+        matrix = self.matrix = self._matrix()
         shift = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
         factor, info = torch.linalg.cholesky_ex(torch.add(matrix, shift, alpha=self.beta))
-        factor = torch.where((info == 0)[:, None, None], factor, (trace + self.beta).sqrt() * shift)
+        self.failed = info != 0
+        factor = torch.where(~self.failed[:, None, None], factor, (trace + self.beta).sqrt() * shift)
         return self.parameters(self._solution(factor))
 
     @abc.abstractmethod
@@ -151,14 +156,14 @@ class Primal(ParameterSystem, DirectSystem):
 
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
         super().__init__(design, beta, start)
-        self.gram = design.gram()  # [g, d, d]
-        self.residual = self._right_hand_side(gradient).to(self.gram.dtype)  # [g, o, d]
+        self.matrix: Tensor = design.gram()  # [g, d, d]
+        self.residual = self._right_hand_side(gradient).to(self.matrix.dtype)  # [g, o, d]
 
     def gram_times(self, p: Vector) -> Tensor:
-        return p.value @ self.gram
+        return p.value @ self.matrix
 
     def _matrix(self) -> Tensor:
-        return self.gram
+        return self.matrix
 
     def _solution(self, factor: Tensor) -> Tensor:
         return torch.cholesky_solve(self.residual.mT, factor).mT
@@ -173,12 +178,11 @@ class Dual(DirectSystem):
     def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
         super().__init__(design, beta)
         self.residual = design.to_rows(gradient).contiguous()  # [g, o, m], a column after the other
-        self._kernel: Tensor | None = None
 
     def vector(self, value: Tensor) -> Vector:
-        if self._kernel is None:
-            self._kernel = self.design.kernel(self.residual.dtype)
-        return Vector(value, value @ self._kernel)
+        if self.matrix is None:
+            self.matrix = self.design.kernel(self.residual.dtype)
+        return Vector(value, value @ self.matrix)
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.dual
@@ -208,8 +212,8 @@ class Spectral(GramSystem):
         eigenvalues, vectors = torch.linalg.eigh(torch.where(finite, kernel, 0.0))
         eigenvalues = torch.where(finite, eigenvalues.clamp(min=0), torch.nan)  # less than 0 by rounding alone
         self._eigenvalues = eigenvalues[:, None].to(output.dtype)  # [g, 1, m]
-        self._vectors = vectors.to(output.dtype)  # [g, m, m]
-        self.residual = output @ self._vectors  # [g, o, m]
+        self.matrix: Tensor = vectors.to(output.dtype)  # [g, m, m], the eigenvectors
+        self.residual = output @ self.matrix  # [g, o, m]
 
     def vector(self, value: Tensor) -> Vector:
         return Vector(value, value * self._eigenvalues)
@@ -218,7 +222,7 @@ class Spectral(GramSystem):
         return p.dual
 
     def parameters(self, value: Tensor) -> Parameters:
-        return self.design.adjoint(self.design.from_rows(value @ self._vectors.mT))
+        return self.design.adjoint(self.design.from_rows(value @ self.matrix.mT))
 
 
 class Bordered(ParameterSystem, GramSystem):
@@ -233,13 +237,13 @@ class Bordered(ParameterSystem, GramSystem):
         self._right = right / scale
         self._image = design.to_rows(design.apply(design.unstack(self._right)))  # A R, [g, o, m]
         self._squared = dot(self._right, self._right)  # [g, o, 1]
-        self._kernel = design.kernel(right.dtype)  # [g, m, m]
+        self.matrix: Tensor = design.kernel(right.dtype)  # [g, m, m]
         self.residual = torch.cat([torch.zeros_like(self._image), scale], -1)  # [g, o, m + 1]
 
     def vector(self, value: Tensor) -> Vector:
         c, s = value[..., :-1], value[..., -1:]
         inner = torch.addcmul(dot(c, self._image), s, self._squared)
-        return Vector(value, torch.cat([torch.addcmul(c @ self._kernel, s, self._image), inner], -1))
+        return Vector(value, torch.cat([torch.addcmul(c @ self.matrix, s, self._image), inner], -1))
 
     def gram_times(self, p: Vector) -> Tensor:
         return torch.nn.functional.pad(p.dual[..., :-1], (0, 1))

@@ -15,7 +15,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Compile = Literal["none", "default", "cudagraph"]
 
 #: Keys of `Config` that decide where and how a run is carried out, not what it computes.
-EXECUTION_KEYS = ("device", "compile", "checkpoint_every", "tensorboard", "time_limit", "min_epochs")
+EXECUTION_KEYS = (
+    "device",
+    "compile",
+    "checkpoint_every",
+    "tensorboard",
+    "diagnostics_every",
+    "time_limit",
+    "min_epochs",
+)
 
 
 class _Section(BaseModel):
@@ -94,7 +102,8 @@ class Config(_Section):
     """Everything that decides a run's numbers, and, last, how it is carried out.
 
     `proxprop` applies to all layers but the last. `seed` is that of the weights and, unless
-    `order_seed` is given, of the order of the examples. `checkpoint_every` counts epochs.
+    `order_seed` is given, of the order of the examples. `checkpoint_every` and
+    `diagnostics_every` count epochs.
     `time_limit` is in seconds of training: the epoch that passes it is the last, but `min_epochs`
     are made in any case.
     """
@@ -113,8 +122,16 @@ class Config(_Section):
     compile: Compile = "none"
     checkpoint_every: Count = 1
     tensorboard: bool = False
+    diagnostics_every: Count | None = None
     time_limit: Positive | None = None
     min_epochs: Count = 1
+
+    @field_validator("diagnostics_every")
+    @classmethod
+    def _observed_steps_are_not_compiled(cls, every: int | None, info: ValidationInfo) -> int | None:
+        if every is not None and (how := info.data.get("compile", "none")) != "none":
+            raise ValueError(f"must be left out with compile: {how} (steps are observed uncompiled), got {every}")
+        return every
 
     def is_complete(self, epoch: int, seconds: float) -> bool:
         """Whether a run ends after `epoch` epochs that took `seconds` of training."""

@@ -15,7 +15,7 @@ from experiments.command.errors import ConfigError, RecordError, reason
 from experiments.config import Config, load_resolved
 from experiments.config.wording import one_line, short
 from experiments.folder.lock import holder
-from experiments.folder.write import COLUMNS, CONFIG, METRICS, SUMMARY
+from experiments.folder.write import COLUMNS, CONFIG, DIAGNOSTICS, LAYER_COLUMNS, METRICS, SUMMARY
 
 _ENCODING = "utf-8-sig"  # with the mark that some editors put in front, or without
 
@@ -190,3 +190,24 @@ def find_runs(root: Path) -> list[Path]:
     if not folders:
         raise RecordError(f"{root} holds no run (no folder in it has a config.yaml and a metrics.csv)")
     return folders
+
+
+def read_diagnostics(folder: Path) -> pd.DataFrame:
+    """The rows of `diagnostics.csv`, one for each layer in each epoch observed; see `LayerRecord`.
+
+    Raises:
+        RecordError: there is no such file, or it is not one.
+    """
+    path = Path(folder) / DIAGNOSTICS
+    try:
+        rows = pd.read_csv(path, dtype={"layer": str}, encoding="utf-8-sig")
+        if list(rows.columns) == LAYER_COLUMNS:
+            whole = {"epoch": int, "steps": int, "not_descent": int, "failed": int}
+            if rows.empty:
+                raise RecordError(f"{path}: has no rows")
+            return rows.astype({column: float for column in LAYER_COLUMNS if column != "layer"}).astype(whole)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: not there; a run records it with diagnostics_every=1") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be read as diagnostics: {reason(error)}") from error
+    raise RecordError(f"{path}: must have the columns {','.join(LAYER_COLUMNS)}")

@@ -16,10 +16,12 @@ from experiments.config import Config, dump_config
 from experiments.folder.atomic import write_atomically
 from experiments.folder.checkpoint import remove_checkpoint, save_checkpoint
 from experiments.folder.lock import locked
+from experiments.training.diagnostics import LayerRecord
 from experiments.training.train import EpochRecord
 
-CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.csv", "summary.json"
+CONFIG, METRICS, DIAGNOSTICS, SUMMARY = "config.yaml", "metrics.csv", "diagnostics.csv", "summary.json"
 COLUMNS = [field.name for field in fields(EpochRecord)]
+LAYER_COLUMNS = [field.name for field in fields(LayerRecord)]
 
 
 class RunWriter:
@@ -32,6 +34,7 @@ class RunWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._rows: list[list[Any]] = []
+        self._layer_rows: list[list[Any]] = []
 
     def __enter__(self) -> RunWriter:
         with writing(self.folder), ExitStack() as stack:
@@ -43,23 +46,29 @@ class RunWriter:
     def __exit__(self, *error: Any) -> None:
         self._held.__exit__(*error)
 
-    def start(self, config: Config, records: Sequence[EpochRecord] = ()) -> None:
+    def start(
+        self, config: Config, records: Sequence[EpochRecord] = (), layer_records: Sequence[LayerRecord] = ()
+    ) -> None:
         """Begin with `records`, which a checkpoint brought, in place of whatever the folder held.
 
         Without any, that is a fresh start, and a checkpoint is removed, too.
         """
         self._rows = [COLUMNS, *map(_row, records)]
+        self._layer_rows = [LAYER_COLUMNS, *map(_row, layer_records)]
         with writing(self.folder):
             self._write(CONFIG, dump_config(config))  # first: where it cannot be written, all else is kept
             (self.folder / SUMMARY).unlink(missing_ok=True)
+            if not layer_records:
+                (self.folder / DIAGNOSTICS).unlink(missing_ok=True)
             if not records:
                 remove_checkpoint(self.folder)
-            self._write_metrics()
+            self._write_rows()
 
-    def append(self, record: EpochRecord) -> None:
+    def append(self, record: EpochRecord, layer_records: Sequence[LayerRecord] = ()) -> None:
         self._rows.append(_row(record))
+        self._layer_rows += map(_row, layer_records)
         with writing(self.folder):
-            self._write_metrics()
+            self._write_rows()
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; see `save_checkpoint`."""
@@ -72,19 +81,24 @@ class RunWriter:
             self._write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
             remove_checkpoint(self.folder)
 
-    def _write_metrics(self) -> None:
+    def _write_rows(self) -> None:
         # The whole file each time: a row is never half there, and a thousand epochs are 100 kB.
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self._rows)
-        self._write(METRICS, text.getvalue())
+        self._write(METRICS, _csv(self._rows))
+        if len(self._layer_rows) > 1:
+            self._write(DIAGNOSTICS, _csv(self._layer_rows))
 
     def _write(self, name: str, text: str) -> None:
         write_atomically(self.folder / name, lambda file: file.write(text.encode()))
 
 
-def _row(record: EpochRecord) -> list[Any]:
-    epoch, *numbers = astuple(record)
-    return [epoch, *(f"{number:.8g}" for number in numbers)]
+def _row(record: EpochRecord | LayerRecord) -> list[Any]:
+    return [f"{value:.8g}" if isinstance(value, float) else value for value in astuple(record)]
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 @contextmanager

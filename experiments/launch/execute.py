@@ -25,6 +25,7 @@ from experiments.folder.write import CONFIG, RunWriter
 from experiments.launch.progress import Progress
 from experiments.training.compilation import compile_errors
 from experiments.training.device import determinism, memory_errors, seeded
+from experiments.training.diagnostics import LayerRecord
 from experiments.training.networks import build
 from experiments.training.train import EpochRecord, Training, evaluate
 
@@ -57,7 +58,7 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
         if not afresh:
             refuse_finished(folder)  # another process may have finished it before this one had the folder
             run.restore(folder)
-        writer.start(config, run.records)
+        writer.start(config, run.records, run.layer_records)
         write_events = stack.enter_context(event_writer(folder, config, run.records))
         progress = stack.enter_context(Progress(config, len(data.train), run.examples_seen))
 
@@ -73,7 +74,7 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
             stop_if_asked()
 
         for record in run.train(on_batch):
-            writer.append(record)
+            writer.append(record, run.training.layer_records)
             write_events(record)
             progress.show(record, run.trained_seconds)
             if not record.diverged:
@@ -97,6 +98,7 @@ class _Run:
         self.config, self.data = config, data
         self.training = Training(build(config).to(device), data, config)
         self.records: list[EpochRecord] = []
+        self.layer_records: list[LayerRecord] = []
         # Now: the source tree may change while the run goes on.
         self._environment = describe_environment(device)
         self._earlier: list[dict[str, Any]] = []  # other environments, and the epoch to which each came
@@ -126,6 +128,7 @@ class _Run:
             return
         for record in self.training.records(on_batch):
             self.records.append(record)
+            self.layer_records += self.training.layer_records
             yield record
             if self.is_complete:
                 return
@@ -137,6 +140,7 @@ class _Run:
             "data": self.data.identity,
             "training": self.training.state_dict(),
             "records": [asdict(record) for record in self.records],
+            **({"layer_records": [asdict(row) for row in self.layer_records]} if self.layer_records else {}),
             "environment": self._environment,
             "earlier_environments": self._earlier,
             "seconds": self._seconds(),
@@ -163,6 +167,7 @@ class _Run:
                 raise refuse_checkpoint(folder, "made with other data than data.root now holds")
             self.training.load_state_dict(state["training"])
             self.records = [EpochRecord(**row) for row in state["records"]]
+            self.layer_records = [LayerRecord(**row) for row in state.get("layer_records", [])]
             self._earlier = state["earlier_environments"]
             if state["environment"] != self._environment:
                 self._earlier = [*self._earlier, {"until_epoch": self.training.epoch, **state["environment"]}]

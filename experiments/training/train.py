@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from experiments.config import Config, OptimizerConfig
 from experiments.data.datasets import Data, Split
 from experiments.training.compilation import loss_function
 from experiments.training.device import generator_states, set_generator_states, synchronize
+from experiments.training.diagnostics import LayerRecord, Observer
 
 _EVALUATION_BATCH = 2_500
 
@@ -51,6 +53,7 @@ class Training:
     Attributes:
         epoch: how many epochs are finished.
         batch: how many minibatches of the current epoch are.
+        layer_records: what the layers did in the last epoch, where `diagnostics_every` says to record it.
     """
 
     def __init__(self, model: nn.Module, data: Data, config: Config) -> None:
@@ -58,6 +61,8 @@ class Training:
         self.optimizer = make_optimizer(model, config.optimizer)
         self._loss_of = loss_function(model, config.compile)
         self.epoch, self.batch = 0, 0
+        self.layer_records: list[LayerRecord] = []
+        self._observer = Observer(model, self._device)
         self._begun = False  # whether there is a record of the start
         # Its own generator, on the CPU: the order of the examples is the same on every device.
         self._order = torch.Generator().manual_seed(config.seed if config.order_seed is None else config.order_seed)
@@ -95,6 +100,7 @@ class Training:
             "loss_sum": self._loss_sum,
             "seconds": self._epoch_seconds(),
             "generators": generator_states(self._device),
+            **({"observed": self._observer.state_dict()} if self._is_observed else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,10 +111,18 @@ class Training:
         self._loss_sum = state["loss_sum"].to(self._device)
         self._seconds = state["seconds"]
         set_generator_states(self._device, state["generators"])
+        if self._is_observed and "observed" in state:
+            self._observer.load_state_dict(state["observed"])
 
     @property
     def _device(self) -> torch.device:
         return self.data.train.labels.device
+
+    @property
+    def _is_observed(self) -> bool:
+        """Whether the current epoch is one whose layers are recorded."""
+        every = self.config.diagnostics_every
+        return every is not None and (self.epoch + 1) % every == 0
 
     def _train_epoch(self, on_batch: Callable[[int], object]) -> None:
         """What is left of the current epoch."""
@@ -126,8 +140,9 @@ class Training:
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad()
-        loss = self._loss_of(images, labels)
-        loss.backward()
+        with self._observer.watching() if self._is_observed else contextlib.nullcontext():
+            loss = self._loss_of(images, labels)
+            loss.backward()
         self.optimizer.step()
         self._loss_sum += loss.detach() * len(labels)
         self.batch += 1
@@ -135,6 +150,8 @@ class Training:
     def _next_epoch(self) -> EpochRecord:
         """Close the current epoch: its record, and the position at the start of the next one."""
         loss, seconds = self._loss_sum.item() / len(self.data.train), self._seconds
+        self.layer_records = self._observer.records(self.epoch + 1) if self._is_observed else []
+        self._observer.reset()
         self.epoch, self.batch = self.epoch + 1, 0
         self._order_at_start = self._order.get_state()
         self._loss_sum.zero_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import functools
 from collections.abc import Callable, Hashable, Sequence
 
@@ -122,6 +123,18 @@ class MatrixDesign(Design):
     @abc.abstractmethod
     def gram_cost(self) -> float:
         """Multiply-adds that ``gram`` needs."""
+
+    @abc.abstractmethod
+    def trace(self) -> Tensor:
+        """The trace of AᵀA, over all groups together, in the accumulation precision."""
+
+    def of_outputs(self, outputs: Sequence[int], dtype: torch.dtype) -> MatrixDesign:
+        """The design matrix of a layer with some of each group's outputs alone, in precision ``dtype``."""
+        part = copy.copy(self)
+        part.input, part.dtype, part._shared = self.input.to(dtype), dtype, None
+        part.outputs = len(outputs)
+        part.weight_shape = (self.groups * part.outputs, *self.weight_shape[1:])
+        return part
 
     def gram(self) -> Tensor:
         """AᵀA in the accumulation precision, ``[g, d, d]``."""

@@ -139,6 +139,10 @@ class ConvDesign(MatrixDesign):
         squares = self._batched(output).square().transpose(0, 1).reshape(self.weight_shape[0], -1)
         return squares.sum(1).reshape(self.groups, self.outputs, 1)
 
+    def trace(self) -> Tensor:
+        squares = patch_sums(self._padded().to(accumulation_dtype(self.input)).square(), *self._taps).sum()
+        return squares * int(self.train_weight) + self.groups * self.rows * int(self.train_bias)
+
     @property
     def gram_cost(self) -> float:
         return self._patch_gram().cost if self.train_weight else 0.0

@@ -59,6 +59,10 @@ class LinearDesign(MatrixDesign):
     def squared_norms(self, output: Tensor) -> Tensor:
         return output.square().sum(0).reshape(1, self.outputs, 1)
 
+    def trace(self) -> Tensor:
+        squares = self.input.to(accumulation_dtype(self.input)).square().sum() * int(self.train_weight)
+        return squares + self.rows * int(self.train_bias)
+
     @property
     def gram_cost(self) -> float:
         return self.rows * self.columns**2  # symmetric, but in float64

@@ -21,6 +21,7 @@ INK, MUTED = "#1a1a1a", "#5f5f5f"
 
 RC = {
     "pdf.fonttype": 42,  # embedded TrueType: the text stays text
+    "svg.hashsalt": "proxprop",  # names in an SVG are random otherwise
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.titlesize": 10.5,

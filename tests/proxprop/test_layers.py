@@ -157,6 +157,17 @@ def test_nothing_of_the_users_is_touched(pair):
     assert all(torch.equal(before[k], v) for k, v in proximal.state_dict().items())
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2", "published_cg2", "gradient"])
+def test_a_checkpointed_layer_computes_the_same(mode, reentrant):
+    layer = ProxPropLinear(5, 3, optimization_mode=mode)
+    x = torch.randn(4, 5, requires_grad=True)
+    layer(x).square().sum().backward()
+    plain, layer.weight.grad = layer.weight.grad, None
+    torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, plain, rtol=0, atol=0)
+
+
 def test_double_backward_raises_pytorchs_own_error(pair):
     proximal, _, x = pair
     x.requires_grad_()
