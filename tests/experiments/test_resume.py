@@ -131,8 +131,8 @@ from experiments.folder.write import RunWriter
 
 append = RunWriter.append
 
-def append_and_die(self, record):
-    append(self, record)
+def append_and_die(self, record, layer_records):
+    append(self, record, layer_records)
     if record.epoch == {epoch}:
         os.kill(os.getpid(), signal.SIGKILL)
 
