@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run with nothing installed but requirements.txt
 
-from experiments.command.cli import Parser, run_command
+from experiments.command.cli import Parser, run_command, user_path
 from experiments.config import DataConfig
 from experiments.data.datasets import Data, Split, load
 from proxprop import ProxPropLinear
@@ -86,7 +86,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default=str(DATA), help="holds cifar-10-batches-py (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--train-samples", type=int, default=45_000, help="the first so many (default: all 45000)")
-    parser.add_argument("--output", type=Path, default=Path("cifar10_mlp.pdf"), help="pdf, png or svg")
+    parser.add_argument("--output", type=user_path, default=Path("cifar10_mlp.pdf"), help="pdf, png or svg")
     options = parser.parse_args(arguments)
     if options.epochs < 1 or options.train_samples < 1:
         parser.error("--epochs and --train-samples must be at least 1")
