@@ -161,7 +161,7 @@ def test_runs_as_jobs_are_the_same_runs(write_config, as_here, capsys):
     assert main(["configs", "--output", "serial"]) == 0
     capsys.readouterr()
     arguments = ["configs", "--output", "out", "--launcher", "submitit"]
-    assert main([*arguments, "--submitit", "cluster=local", "--submitit", "timeout_min=2"]) == 0
+    assert main([*arguments, "--submitit", "cluster=local", "--submitit", "timeout_min=20"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     for name in "ab":
