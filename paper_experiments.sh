@@ -12,7 +12,7 @@ Makes the environment, gets CIFAR-10, runs the paper's Figures 2 and 3 with this
 and with the published one, and draws paper_plots.pdf. Stopped at any time and run again, it skips
 the runs that are finished and goes on with the one that was under way.
 
-  --quick       the same comparisons, small, on an embedded data set: no download, under a minute
+  --quick       the same comparisons, small, on an embedded data set: no download, about a minute
   --everything  Table 1, too (63 runs), and BackProp for the 1000 epochs of the authors' script; without
                 it BackProp stops once its curve over time is as long as the longest of ProxProp's
   --seeds N     every run with the seeds 0 to N-1: the figures show the mean, and one standard
