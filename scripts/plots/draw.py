@@ -192,9 +192,11 @@ def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn], footer: Foot
         page.text(0.5, 0.5, "no run of this figure is there", ha="center", color=style.MUTED)
         return page
     ends = x_ends(figure, drawn)
+    # The paper's numbers are of CIFAR-10.
+    stated = figure.references if drawn[0].group.runs[0].config.data.name == "cifar10" else ()
     for column, panel in enumerate(figure.panels):
         axes = page.add_subplot(grid[0, column])
-        references = [reference for reference in figure.references if reference.y == panel.y]
+        references = [reference for reference in stated if reference.y == panel.y]
         draw_panel(axes, panel, drawn, ends[panel.x], references)
     handles, labels = page.axes[0].get_legend_handles_labels()
     page.legend(

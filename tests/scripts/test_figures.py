@@ -180,9 +180,12 @@ def test_footers_stay_on_the_page_and_off_the_axes(tmp_path: Path, commits: int)
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.title)
 def test_what_the_paper_states_is_drawn_where_it_belongs(figure, tmp_path: Path) -> None:
-    for curve in figure.curves:
-        write_run(tmp_path / curve.run)
-    items = drawn(figure, load_runs(tmp_path))
+    for data in ("digits", "cifar10"):
+        for curve in figure.curves:
+            write_run(tmp_path / data / curve.run, settings={"data": {"name": data}})
+    digits = draw_figure(figure, "", drawn(figure, load_runs(tmp_path / "digits")), Footer.of([], []))
+    assert not any(axes.texts for axes in digits.axes)
+    items = drawn(figure, load_runs(tmp_path / "cifar10"))
     page = draw_figure(figure, figure.title, items, Footer.of([], []))
     for axes, panel in zip(page.axes, figure.panels, strict=True):
         labels = [text.get_text() for text in axes.texts]
