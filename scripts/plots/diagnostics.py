@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Page
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from experiments.command.errors import RecordError
 from experiments.folder.read import RecordedRun
@@ -53,16 +53,16 @@ def draw_diagnostics(observed: Sequence[Observed]) -> Page:
     footer = Footer.of([one.run for one in observed], [_notes(observed)])
     footer.draw(page)
     labels = _labels(observed)
-    columns = 5
+    columns = max(1, int(800 / (61 + 5.8 * max(map(len, labels)))))  # points: of the page, a handle, a letter
     legend_rows = -(-len(labels) // columns)
     grid = page.add_gridspec(
         2,
         len(layers),
-        left=0.065,
+        left=0.09,
         right=0.97,
         bottom=footer.top + 0.1,
         top=style.LEGEND_TOP - legend_rows * style.LEGEND_ROW - 0.055,
-        wspace=0.22,
+        wspace=0.1 + 0.06 * len(layers),
         hspace=0.14,
     )
     lines = style.lines_of(labels, ordered=False)
@@ -75,8 +75,7 @@ def draw_diagnostics(observed: Sequence[Observed]) -> Page:
         upper.set_title(f"Layer {layer}")
         upper.tick_params(labelbottom=False)
         upper.axhline(0, color=style.INK, linewidth=0.8)
-        lowest = min(float(one.rows["min_cosine"].min()) for one in observed)
-        upper.set_ylim(min(-0.05, 1.1 * lowest) if np.isfinite(lowest) else -0.05, 1.05)
+        upper.set_ylim(*_cosine_limits(observed))
         _scale_ratio(lower, [one.rows.loc[one.rows["layer"] == layer, "mean_step_ratio"] for one in observed])
         lower.set_xlabel("Epoch")
         for axes in (upper, lower):
@@ -85,6 +84,7 @@ def draw_diagnostics(observed: Sequence[Observed]) -> Page:
         if column == 0:
             upper.set_ylabel("Smallest cosine of\nD to the gradient AᵀG")
             lower.set_ylabel("Mean ‖D‖ / (τ‖AᵀG‖)\n(1: an explicit step)")
+    page.align_ylabels(page.axes[:2])
     handles, _ = page.axes[0].get_legend_handles_labels()
     page.legend(
         handles=handles,
@@ -112,11 +112,22 @@ def _draw(axes: Axes, epochs: pd.Series, values: pd.Series, line: style.Line, la
     )
 
 
+def _cosine_limits(observed: Sequence[Observed]) -> tuple[float, float]:
+    """The same for all layers, with zero in sight."""
+    cosines = pd.concat([one.rows["min_cosine"] for one in observed]).dropna()
+    low, high = min([0.0, *cosines]), max([0.1, *cosines])
+    margin = 0.1 * (high - low)
+    return low - margin, high + margin
+
+
 def _scale_ratio(axes: Axes, ratios: Sequence[pd.Series]) -> None:
     values = pd.concat(ratios)
     values = values[np.isfinite(values) & (values > 0)]
     if len(values) and values.max() > WIDE * values.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.margins(y=0.08)
     else:
         axes.set_ylim(bottom=0)
 
