@@ -54,20 +54,15 @@ def iterative_system(
     """The cheapest form for that many conjugate gradient iterations; with ``start``, see ``ParameterSystem``."""
     if not isinstance(design, MatrixDesign):
         return MatrixFree(design, gradient, beta, start)
+    primal, matrix_free = _primal(design, iterations), _matrix_free(design, iterations)
     if start is not None:
-        costs: dict[type[Primal] | type[Bordered] | type[MatrixFree], float] = {
-            Primal: _primal(design, iterations),
-            Bordered: _bordered(design, iterations),
-            MatrixFree: _matrix_free(design, iterations),
-        }
-        return min(costs, key=costs.__getitem__)(design, gradient, beta, start)
+        bordered = _bordered(design, iterations)
+        if bordered < min(primal, matrix_free):
+            return Bordered(design, gradient, beta, start)
+        return (Primal if primal <= matrix_free else MatrixFree)(design, gradient, beta, start)
     best: type[Primal] | type[Dual] | type[Spectral] | type[MatrixFree] = Primal
-    least = _primal(design, iterations)
-    for form, cost in (
-        (Dual, _dual(design, iterations)),
-        (Spectral, _spectral(design)),
-        (MatrixFree, _matrix_free(design, iterations)),
-    ):
+    least = primal
+    for form, cost in ((Dual, _dual(design, iterations)), (Spectral, _spectral(design)), (MatrixFree, matrix_free)):
         if cost < least:
             best, least = form, cost
     return best(design, gradient, beta)

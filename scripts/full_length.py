@@ -21,6 +21,7 @@ import pandas as pd
 from experiments.command.cli import RESULTS, Parser, run_command, user_path
 from experiments.data.datasets import load
 from experiments.folder.read import read_run
+from experiments.folder.write import METRICS
 from experiments.launch import processes
 from experiments.launch.plan import PlannedRun, plan
 from experiments.training.device import resolve_device
@@ -116,17 +117,16 @@ def table(units: dict[str, list[PlannedRun]]) -> str:
     """A row for each unit: how many of its runs are over, and how many epochs are left at the most."""
     rows = []
     for title, runs in units.items():
-        left = [0 if run.is_done() else _epochs_left(run) for run in runs]
-        rows.append(
-            (title.ljust(max(map(len, units))), f"{sum(run.is_done() for run in runs)} of {len(runs)}", sum(left))
-        )
+        waiting = [run for run in runs if not run.is_done()]
+        finished = f"{len(runs) - len(waiting)} of {len(runs)}"
+        rows.append((title.ljust(max(map(len, units))), finished, sum(map(_epochs_left, waiting))))
     return pd.DataFrame(rows, columns=["unit", "finished", "epochs left"]).to_string(index=False, justify="left")
 
 
 def _epochs_left(run: PlannedRun) -> int:
     config = run.config
     most = config.epochs if config.time_limit is None else min(config.epochs, config.min_epochs)
-    return most - (read_run(run.folder).epochs if (run.folder / "metrics.csv").is_file() else 0)
+    return most - (read_run(run.folder).epochs if (run.folder / METRICS).is_file() else 0)
 
 
 def make_parser() -> argparse.ArgumentParser:

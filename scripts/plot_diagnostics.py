@@ -14,21 +14,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.command.cli import Parser, UsageError, run_command
+from experiments.command.cli import Parser, run_command, user_path
 from experiments.command.errors import RecordError
 from experiments.folder.read import find_runs, read_diagnostics, read_run
 from experiments.folder.write import DIAGNOSTICS
 from scripts.plots import style
 from scripts.plots.diagnostics import Observed, draw_diagnostics
-from scripts.plots.output import figure_bytes, write
+from scripts.plots.output import FORMATS, check_format, figure_bytes, write
 from scripts.plots.sweep import sort_key
-
-FORMATS = (".pdf", ".png", ".svg")
 
 
 def plot(options: argparse.Namespace) -> int:
-    if options.output.suffix not in FORMATS:
-        raise UsageError(f"--output must end in {', '.join(FORMATS)}, got {options.output}")
+    check_format(options.output)
     found = {folder for root in options.runs for folder in find_runs(root)}
     folders = sorted(found, key=lambda folder: sort_key(str(folder)))
     with_rows = [folder for folder in folders if (folder / DIAGNOSTICS).is_file()]
@@ -44,8 +41,10 @@ def plot(options: argparse.Namespace) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="plot_diagnostics.py", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="a run's folder, or one with runs below")
-    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help=f"ends in {', '.join(FORMATS)}")
+    parser.add_argument(
+        "runs", metavar="RUN_DIR", type=user_path, nargs="+", help="a run's folder, or one with runs below"
+    )
+    parser.add_argument("--output", metavar="FILE", type=user_path, required=True, help=f"ends in {', '.join(FORMATS)}")
     return parser
 
 

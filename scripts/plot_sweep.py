@@ -18,17 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.folder.read import find_runs, read_run
 from scripts.plots import style
-from scripts.plots.output import figure_bytes, write
+from scripts.plots.output import FORMATS, check_format, figure_bytes, write
 from scripts.plots.sweep import NUMBERS, Question, answer
 from scripts.plots.sweep_draw import draw_sweep
 from scripts.plots.sweep_table import to_csv, to_markdown
 
-FORMATS = (".pdf", ".png", ".svg")
-
 
 def plot(options: argparse.Namespace) -> int:
-    if options.output.suffix not in FORMATS:
-        raise UsageError(f"--output must end in {', '.join(FORMATS)}, got {options.output}")
+    check_format(options.output)
     where = dict(_condition(text) for text in options.where)
     question = Question(options.x, options.hue, options.y, where)
     runs = [read_run(folder) for folder in find_runs(options.results)]

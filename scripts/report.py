@@ -16,9 +16,10 @@ A run that is not there, or not over, is a dash.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
@@ -39,6 +40,9 @@ TEMPLATE, REPORT = ROOT / "docs" / "reproduction.in.md", ROOT / "docs" / "reprod
 TABLE_1, TAU_PROX = "cpu-50-epochs/table1", "cpu-10-epochs/tau_prox"
 MISSING = "–"
 
+Groups = Callable[[Path], dict[str, Replicates]]
+"""The runs in a folder that are over, by name."""
+
 
 def fill(template: str, results: Path) -> str:
     """``template`` with its numbers.
@@ -46,10 +50,11 @@ def fill(template: str, results: Path) -> str:
     Raises:
         UsageError: a placeholder that asks for nothing known.
     """
-    return re.sub(r"\{\{(.*?)\}\}", lambda match: _value(match[1].strip(), results), template)
+    groups = functools.cache(_groups)  # a folder is read once
+    return re.sub(r"\{\{(.*?)\}\}", lambda match: _value(match[1].strip(), results, groups), template)
 
 
-def _value(asked: str, results: Path) -> str:
+def _value(asked: str, results: Path, groups: Groups) -> str:
     match asked.split():
         case ["table1"]:
             rows = table1.read_table(over)[0] if (over := _runs_over(results / TABLE_1)) else []
@@ -60,15 +65,15 @@ def _value(asked: str, results: Path) -> str:
         case ["left"]:
             return left_table({unit.title: unit.runs([], results) for unit in UNITS})
         case [folder, number]:
-            return _number(results / folder, number)
+            return _number(results / folder, number, groups)
     raise UsageError(f"{{{{{asked}}}}} is no placeholder; see the top of scripts/report.py")
 
 
-def _number(folder: Path, number: str) -> str:
+def _number(folder: Path, number: str, groups: Groups) -> str:
     name, _, epoch = number.partition("@")
     if name not in ("train_loss", "val_accuracy", "best_val_accuracy", "test_accuracy"):
         raise UsageError(f"{folder}: no number is called {number!r}; see the top of scripts/report.py")
-    group = _groups(folder.parent).get(folder.name)
+    group = groups(folder.parent).get(folder.name)
     if group is None:
         return MISSING
 

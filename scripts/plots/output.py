@@ -9,8 +9,11 @@ from pathlib import Path
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure as Page
 
+from experiments.command.cli import UsageError
 from experiments.command.errors import RecordError
 from experiments.folder.atomic import write_atomically
+
+FORMATS = (".pdf", ".png", ".svg")
 
 
 def to_pdf(pages: Sequence[Page]) -> bytes:
@@ -20,6 +23,15 @@ def to_pdf(pages: Sequence[Page]) -> bytes:
         for page in pages:
             pdf.savefig(page)
     return buffer.getvalue()
+
+
+def check_format(path: Path) -> None:
+    """
+    Raises:
+        UsageError: `figure_bytes` does not know the format that the name asks for.
+    """
+    if path.suffix not in FORMATS:
+        raise UsageError(f"--output must end in {', '.join(FORMATS)}, got {path}")
 
 
 def figure_bytes(page: Page, suffix: str) -> bytes:

@@ -43,10 +43,15 @@ class Row:
         return LABELS[self.method] if self.solver is None else f"{LABELS[self.method]}, {SOLVERS[self.solver]}"
 
     @property
-    def epochs(self) -> list[int]:
-        """How many epochs the runs that did not diverge have, each number once."""
+    def cut(self) -> str:
+        """'15 epochs', where the runs that did not diverge are not as long as the paper's; nothing where they are."""
         runs = [run for cell in self.cells if cell for run in cell.runs if run.status != "diverged"]
-        return sorted({run.epochs for run in runs})
+        lengths = sorted({run.epochs for run in runs})
+        return "" if lengths in ([], [50]) else f"{' or '.join(map(str, lengths))} epochs"
+
+    @property
+    def label_with_cut(self) -> str:
+        return f"{self.label} ({self.cut})" if self.cut else self.label
 
 
 def read_table(runs: Sequence[RecordedRun]) -> tuple[list[Row], Answer]:
@@ -65,7 +70,7 @@ def read_table(runs: Sequence[RecordedRun]) -> tuple[list[Row], Answer]:
 
 def length_note(rows: Sequence[Row]) -> str:
     """Which rows are not 50 epochs long."""
-    parts = [f"{row.label}: {' or '.join(map(str, row.epochs))} epochs" for row in rows if row.epochs not in ([50], [])]
+    parts = [f"{row.label}: {row.cut}" for row in rows if row.cut]
     return f"in place of 50 epochs: {'; '.join(parts)}" if parts else ""
 
 
@@ -121,7 +126,6 @@ def _draw_row(axes: Axes, row: Row) -> Line2D:
     means = [cell.stat.mean if cell and cell.stat.mean <= TOP else math.nan for cell in row.cells]
     stds = [cell.stat.std if cell else math.nan for cell in row.cells]
     draw_band(axes, *map(_array, (STEP_SIZES, means, stds)), line.color)
-    short = row.epochs not in ([50], [])
     (drawn,) = axes.plot(
         STEP_SIZES,
         means,
@@ -130,8 +134,8 @@ def _draw_row(axes: Axes, row: Row) -> Line2D:
         markersize=4.5,
         linewidth=style.LINE_WIDTH,
         linestyle=style.PUBLISHED_LINESTYLE if published else "-",
-        alpha=0.55 if short else 1,
-        label=row.label + (f" ({' or '.join(map(str, row.epochs))} epochs)" if short else ""),
+        alpha=0.55 if row.cut else 1,
+        label=row.label_with_cut,
     )
     return drawn
 
@@ -167,8 +171,7 @@ def as_text(rows: Sequence[Row]) -> list[list[str]]:
     for method, losses in TABLE_1.items():
         for row in rows:
             if row.method == method:
-                short = f" ({' or '.join(map(str, row.epochs))} epochs)" if row.epochs not in ([50], []) else ""
-                lines.append([row.label + short, *(_cell(cell) for cell in row.cells)])
+                lines.append([row.label_with_cut, *(_cell(cell) for cell in row.cells)])
         lines.append([f"{LABELS[method]}, the paper", *("NaN" if math.isnan(loss) else f"{loss:g}" for loss in losses)])
     return lines
 
