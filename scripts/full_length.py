@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 import pandas as pd
 
-from experiments.command.cli import RESULTS, Parser, run_command, user_path
+from experiments.command.cli import RESULTS, Parser, UsageError, run_command, user_path
 from experiments.data.datasets import load
 from experiments.folder.read import read_run
 from experiments.folder.write import METRICS
@@ -99,6 +99,8 @@ UNITS = (
 
 
 def full_length(options: argparse.Namespace) -> int:
+    if options.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {options.jobs}")
     units = {unit.title: unit.runs(options.settings, options.output) for unit in UNITS}
     if options.left:
         print(table(units))

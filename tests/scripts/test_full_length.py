@@ -51,6 +51,11 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert error.count("\n") == 1
 
 
+def test_no_jobs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--jobs", "0", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: --jobs must be at least 1, got 0\n"
+
+
 def test_a_baseline_is_as_long_as_the_longest_curve_of_its_figure(tmp_path: Path, capsys) -> None:
     for name, seconds in (("mlp_sgd_exact", 3.0), ("mlp_sgd_cg3", 2.0), ("convnet_adam_cg3", 9.0)):
         write_run(tmp_path / name, epochs=4, epoch_seconds=seconds)
