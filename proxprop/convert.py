@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from proxprop.function import Settings
 from proxprop.generator import proxprop_module_generator
 from proxprop.layers import ProxPropLayer
-from proxprop.modes import parse_mode, parse_tau
+from proxprop.modes import check_together, parse_mode, parse_reduction, parse_tau
 
 Selector = str | re.Pattern[str] | Callable[[str, nn.Module], bool]
 """Layers by a regular expression, searched for in the dotted name, or by a function of that name and the module."""
@@ -43,6 +43,7 @@ class LayerReport:
         class_name: Its class before.
         tau_prox: Its setting now; None where it was left alone.
         optimization_mode: The same.
+        gram_reduction: The same.
         reason: Why it was left alone; None where it was not.
         note: Where it was not: what else to know. When a module reads the weight of its layer in place of calling it,
             the weight gets its ordinary gradient.
@@ -53,6 +54,7 @@ class LayerReport:
     class_name: str
     tau_prox: float | None = None
     optimization_mode: str | None = None
+    gram_reduction: str | None = None
     reason: str | None = None
     note: str | None = None
 
@@ -80,6 +82,7 @@ class ConversionReport:
             verdict = f"left alone: {layer.reason}"
             if layer.reason is None:
                 verdict = f"tau_prox={layer.tau_prox:g}, {layer.optimization_mode}"
+                verdict += ", gram_reduction=mean" if layer.gram_reduction == "mean" else ""
                 verdict += f"; {layer.note}" if layer.note else ""
             names = (name or "(the model itself)" for name in (layer.name, *layer.other_names))
             rows.append((" = ".join(names), layer.class_name, verdict))
@@ -103,6 +106,7 @@ def convert(
     *,
     tau_prox: float = 1.0,
     optimization_mode: str = "prox_cg1",
+    gram_reduction: str = "sum",
     only: Selector | None = None,
     skip: Selector | None = None,
     overrides: Overrides | None = None,
@@ -122,6 +126,7 @@ def convert(
         model: Any module, also a single layer.
         tau_prox: Step size τ, as for ``ProxPropLinear``.
         optimization_mode: As for ``ProxPropLinear``.
+        gram_reduction: As for ``ProxPropLinear``; outside the paper, ``'mean'`` is the one to take.
         only: Take only these layers: a regular expression, searched for in the dotted name (``re.search``), or a
             function of that name and the module. A module with several names is found by each of them.
         skip: Leave these alone.
@@ -144,7 +149,8 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes a torch.nn.Module, got {type(model).__name__}")
-    common = _checked({"tau_prox": tau_prox, "optimization_mode": optimization_mode}, "convert")
+    settings = {"tau_prox": tau_prox, "optimization_mode": optimization_mode, "gram_reduction": gram_reduction}
+    common = _checked(settings, "convert")
     wanted = None if only is None else _matcher("only", only)
     unwanted = None if skip is None else _matcher("skip", skip)
     override, rules = _overrides(overrides)
@@ -160,6 +166,8 @@ def convert(
         reason = reason or place.unfit()
         done = {"reason": reason} if reason else common | override(place) | {"note": place.note()}
         name, *other_names = place.names
+        if not reason:
+            _check_together(done, place)
         layers.append(LayerReport(name, tuple(other_names), type(place.module).__name__, **done))
     report = ConversionReport(tuple(layers))
 
@@ -183,6 +191,7 @@ def convert(
             if type(place.module) in _PROXPROP:
                 place.module.__class__ = _PROXPROP[type(place.module)]
                 vars(place.module)["_proximal"] = Settings()
+            vars(place.module)["_proximal"].reduction = "sum"  # which goes with any mode
             for name in common:
                 setattr(place.module, name, getattr(layer, name))
     return report
@@ -451,6 +460,7 @@ def _checked(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     parsers: dict[str, Callable[[Any], object]] = {
         "tau_prox": parse_tau,
         "optimization_mode": lambda value: str(parse_mode(value)),
+        "gram_reduction": parse_reduction,
     }
     if unknown := [key for key in settings if key not in parsers]:
         raise ValueError(f"{where}: unknown setting {unknown[0]!r}; there are {', '.join(parsers)}")
@@ -458,6 +468,15 @@ def _checked(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {key: parsers[key](value) for key, value in settings.items()}
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _check_together(settings: Mapping[str, Any], place: _Place) -> None:
+    """Refuse settings that are allowed one by one, and not together or not for this layer."""
+    deferred = isinstance(place.module, ProxPropLayer) and place.module._proximal.collector is not None
+    try:
+        check_together(parse_mode(settings["optimization_mode"]), settings["gram_reduction"], deferred)
+    except ValueError as error:
+        raise ValueError(f"convert: {place.names[0] or 'the model itself'}: {error}") from None
 
 
 def _first_names(layers: Sequence[LayerReport]) -> str:

@@ -193,8 +193,9 @@ def suggest_tau(
 
     def see(direction: Direction) -> None:
         mean = _mean_eigenvalue(direction.design, direction.gradient)
+        rows = direction.design.rows if direction.layer.gram_reduction == "mean" else 1
         if 0 < mean < math.inf:
-            taus[direction.name] = min(taus.get(direction.name, math.inf), scale / mean)
+            taus[direction.name] = min(taus.get(direction.name, math.inf), rows * scale / mean)
 
     _run("suggest_tau", model, batch, loss_fn, see)
     return {name: taus[name] for name, _ in model.named_modules() if name in taus}
@@ -266,7 +267,7 @@ def _measured(direction: Direction) -> LayerDiagnosis:
     known = LayerDiagnosis(
         name=direction.name,
         call=0,
-        tau_prox=tau,
+        tau_prox=direction.layer.tau_prox,
         optimization_mode=str(direction.mode),
         verdict="",
         rows=_rows(design, direction.gradient),

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from proxprop.design import Design
+from proxprop.additive import accumulating, warn_where_added
+from proxprop.collector import Collector
+from proxprop.design import Design, Parameters
 from proxprop.modes import Gradient, Mode
 
 
@@ -21,6 +23,29 @@ class Settings:
 
     tau: float = 1.0
     mode: Mode = dataclasses.field(default_factory=Gradient)
+    reduction: str = "sum"
+    """Of AᵀA over the rows of A."""
+    collector: Collector | None = None
+    """Of a layer whose step is deferred."""
+
+    def step_size(self, rows: int) -> float:
+        """τ for the sum over so many rows of A."""
+        return self.tau / max(rows, 1) if self.reduction == "mean" else self.tau
+
+    def scale(self, rows: int) -> float:
+        """What D is multiplied with."""
+        return 1 / self.step_size(rows) if self.reduction == "mean" else 1.0
+
+    def direction(self, design: Design, gradient: Tensor, parameters: Parameters) -> Parameters:
+        """D, shaped like the layer's parameters."""
+        mode = self.mode if gradient.numel() else Gradient()  # an empty batch has no system to solve
+        if not mode.implicit or self.reduction == "sum":
+            return mode.direction(design, gradient, self.tau, parameters)
+        return mode.direction(design, gradient * self.scale(design.rows), self.step_size(design.rows), parameters)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy takes its steps at once: it is no part of what the original's deferred step was made for."""
+        return {**vars(self), "collector": None}
 
 
 class ProximalStep(torch.autograd.Function):
@@ -65,20 +90,29 @@ class ProximalStep(torch.autograd.Function):
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors  # read once, as activation checkpointing asks
     inputs, saved = tensors[: ctx.input_count], tensors[ctx.input_count :]
-    # An empty batch has no system to solve.
-    mode = ctx.settings.mode if gradient.numel() else Gradient()
+    settings, mode = ctx.settings, ctx.settings.mode
+    if not torch.compiler.is_compiling():
+        asked, leaves = accumulating(ctx, sum(dtype is not None for dtype in ctx.dtypes))
+        if not asked:  # of the parameters' directions: torch.autograd.grad with respect to an input
+            return gradient, None, None, None, *(None for _ in tensors[: ctx.input_count]), *(None for _ in ctx.dtypes)
+        if mode.implicit and settings.collector is None:
+            warn_where_added(leaves)
     trained = ctx.needs_input_grad[-len(ctx.dtypes) :]
     parameters = tuple(p if train else None for p, train in zip(saved, trained, strict=False))  # none are saved, mostly
     if mode.needs_parameters and not saved:
         raise RuntimeError(f"optimization_mode became {str(mode)!r} after the forward pass; it must be set before it")
-    with _no_autocast(gradient.device.type):
+    with no_autocast(gradient.device.type):
         design = ctx.make_design(*inputs)
-        directions = mode.direction(design, gradient.to(design.dtype), ctx.settings.tau, parameters)
+        if settings.collector is not None and mode.implicit:
+            settings.collector.add(ctx, design)
+            directions = design.adjoint(gradient.to(design.dtype))
+        else:
+            directions = settings.direction(design, gradient.to(design.dtype), parameters)
         directions = [d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)]
     return gradient, None, None, None, *(None for _ in inputs), *directions
 
 
-def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     # The meta device has no autocast. (Older releases cannot compile the question which devices have it.)
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 

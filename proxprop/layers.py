@@ -27,7 +27,8 @@ from proxprop.design import (
     parameters_behind,
 )
 from proxprop.function import NoStep, ProximalStep, Settings
-from proxprop.modes import parse_mode, parse_tau
+from proxprop.modes import check_together, parse_mode, parse_reduction, parse_tau
+from proxprop.rows import masked_rows
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # here, as TorchScript reads comments, too
 
@@ -39,7 +40,7 @@ Linearised = tuple[Tensor, Callable[..., Design], Sequence[Tensor]]
 
 
 class _Signature:
-    """The constructor that documentation and editors show: the base class's, plus the two keywords."""
+    """The constructor that documentation and editors show: the base class's, plus the keywords."""
 
     def __get__(self, instance: object, owner: type[ProxPropLayer]) -> inspect.Signature:
         if owner.__init__ is not ProxPropLayer.__init__:
@@ -48,7 +49,7 @@ class _Signature:
         parameters = list(inspect.signature(plain).parameters.values())
         keywords = inspect.signature(ProxPropLayer.__init__).parameters
         at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
-        parameters[at:at] = [keywords["tau_prox"], keywords["optimization_mode"]]
+        parameters[at:at] = [keywords[name] for name in ("tau_prox", "optimization_mode", "gram_reduction")]
         return inspect.Signature(parameters)
 
 
@@ -62,20 +63,24 @@ class ProxPropLayer(nn.Module):
 
     The solve is over the parameters with ``requires_grad``, as it is in the forward pass. For a weight that is computed
     from parameters (a mask, a parametrization) it is over those, with the weight linearised at their current values.
-    D is not additive over micro-batches: each backward pass takes the step of its own batch.
+    D is not additive over micro-batches: each backward pass takes the step of its own batch, unless steps are deferred
+    (``proxprop.defer``).
 
     Args:
         *args: As for the base class.
-        tau_prox: Step size τ > 0 of the proximal step. AᵀA sums over the batch.
+        tau_prox: Step size τ > 0 of the proximal step.
         optimization_mode: ``'prox_exact'``; ``'prox_cgN'``, N conjugate gradient steps; ``'gradient'``, plain
             back-propagation; or ``'published_cgN'``, the solver of the paper's published code.
+        gram_reduction: ``'sum'``, the paper's: AᵀA sums over the rows of A, so that τ is tied to their number m (batch
+            size, times positions). ``'mean'``: ``D = (τAᵀA/m + I)⁻¹ AᵀG``, which is on the gradient's scale and tends
+            to it for small τ. It is m/τ times the paper's D with τ/m. Not for ``'published_cgN'``.
         **kwargs: As for the base class.
 
-    ``tau_prox`` and ``optimization_mode`` may be changed at any time and take effect at the next backward pass (a
+    These settings may be changed at any time and take effect at the next backward pass (a
     ``'published_cgN'`` at the next forward pass: a backward pass that comes before it raises a ``RuntimeError``).
 
     Raises:
-        ValueError: for a ``tau_prox`` or ``optimization_mode`` that is not allowed, at construction and at assignment.
+        ValueError: for a setting that is not allowed, at construction and at assignment.
         TypeError: in a forward pass in training where no proximal step is known: ``'prox_exact'`` with a weight that
             is computed, nested tensors, tensor parallelism. In evaluation, and under ``torch.func`` transforms, it is a
             ``RuntimeError`` of a backward pass that comes to the parameters.
@@ -85,14 +90,22 @@ class ProxPropLayer(nn.Module):
     """Whether the design matrix is known by its structure, as ``'prox_exact'`` needs."""
 
     __signature__ = _Signature()
-    __jit_unused_properties__: ClassVar[list[str]] = ["tau_prox", "optimization_mode"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["tau_prox", "optimization_mode", "gram_reduction"]
     _linearity_stated = False
 
-    def __init__(self, *args: Any, tau_prox: float = 1.0, optimization_mode: str = "prox_cg1", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        tau_prox: float = 1.0,
+        optimization_mode: str = "prox_cg1",
+        gram_reduction: str = "sum",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._proximal = Settings()
         self.tau_prox = tau_prox
         self.optimization_mode = optimization_mode
+        self.gram_reduction = gram_reduction
         self._check_constructed()
 
     def _check_constructed(self) -> None:
@@ -120,7 +133,24 @@ class ProxPropLayer(nn.Module):
                 f"optimization_mode {value!r} needs a layer of known structure (Linear, Conv1d, Conv2d, Conv3d); "
                 f"{type(self).__name__} can have 'prox_cgN', 'published_cgN' with N >= 1 or 'gradient'"
             )
+        check_together(mode, self._proximal.reduction, self._proximal.collector is not None)
         self._proximal.mode = mode
+
+    @property
+    def gram_reduction(self) -> str:
+        """How AᵀA is reduced over the rows of A."""
+        return self._proximal.reduction
+
+    @gram_reduction.setter
+    def gram_reduction(self, value: str) -> None:
+        reduction = parse_reduction(value)
+        if reduction == "mean" and not self.matrix_known:
+            raise ValueError(
+                "gram_reduction 'mean' needs a layer of known structure (Linear, Conv1d, Conv2d, Conv3d); the rows of "
+                f"{type(self).__name__} are not known"
+            )
+        check_together(self._proximal.mode, reduction, self._proximal.collector is not None)
+        self._proximal.reduction = reduction
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._step(*args, **kwargs)
@@ -153,6 +183,8 @@ class ProxPropLayer(nn.Module):
         try:
             _check_kinds((*args, *kwargs.values(), *used.values()))
             computed, parameters = self._stepped(list(used.values()))
+            if self._proximal.collector is not None:
+                _check_deferred(used)
         except NoProximalStep as error:
             if self.training:
                 raise NoProximalStep(f"{type(self).__name__}: {error}") from error
@@ -238,7 +270,19 @@ class ProxPropLayer(nn.Module):
 
     def extra_repr(self) -> str:
         settings = f"tau_prox={self.tau_prox:g}, optimization_mode={self.optimization_mode!r}"
+        if self.gram_reduction != "sum":
+            settings += f", gram_reduction={self.gram_reduction!r}"
         return ", ".join(filter(None, (super().extra_repr(), settings)))
+
+
+def _check_deferred(used: Used) -> None:
+    """Refuse to defer where gradients are not accumulated in the layer's own parameters."""
+    if any(t is not None and t.requires_grad and not t.is_leaf for t in used.values()):
+        raise NoProximalStep(
+            "a deferred step needs a weight and a bias that are parameters (no mask, parametrization or replica)"
+        )
+    if torch.compiler.is_compiling():
+        raise RuntimeError("a deferred step cannot be compiled; use torch.compiler.disable(layer)")
 
 
 def _detached(used: Used) -> Used:
@@ -293,6 +337,7 @@ class LinearLayer(ProxPropLayer):
             trained=trained,
             shared=SharedProducts.of(input),
             sparse=input.layout is not torch.strided,
+            mask=masked_rows(input),
         )
         return self._output(detached, input), make_design, (input,)
 

@@ -38,6 +38,10 @@ class Mode(Protocol):
     def needs_parameters(self) -> bool:
         """Whether D is computed from the layer's parameters, too."""
 
+    @property
+    def implicit(self) -> bool:
+        """Whether D depends on τ, and is more than AᵀG."""
+
     def direction(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> Parameters:
         """D, shaped like the layer's parameters; ``parameters`` are those, where the mode needs them."""
 
@@ -48,6 +52,7 @@ class Gradient:
 
     needs_matrix = False
     needs_parameters = False
+    implicit = False
 
     def __str__(self) -> str:
         return "gradient"
@@ -58,6 +63,8 @@ class Gradient:
 
 class Solve(abc.ABC):
     """A mode that makes the layer's linear system in its cheapest form, and then solves it."""
+
+    implicit = True
 
     @abc.abstractmethod
     def system(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> System:
@@ -150,6 +157,29 @@ def parse_mode(text: str) -> Mode:
         kind = ConjugateGradient if match[1] == "prox" else PublishedConjugateGradient
         return kind(int(match[2]))
     raise ValueError(f"optimization_mode must be {ALLOWED}, got {text!r}")
+
+
+def parse_reduction(text: str) -> str:
+    """``text``, if it says how AᵀA is reduced over the rows of A.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if text not in ("sum", "mean"):
+        raise ValueError(f"gram_reduction must be 'sum' or 'mean', got {text!r}")
+    return text
+
+
+def check_together(mode: Mode, reduction: str, deferred: bool) -> None:
+    """Refuse settings that are allowed one by one, and not together.
+
+    Raises:
+        ValueError: for the published solver with another Gram matrix than the paper's, or with a deferred step.
+    """
+    if mode.needs_parameters and reduction == "mean":
+        raise ValueError(f"optimization_mode '{mode}', the solver of the paper's code, has no gram_reduction 'mean'")
+    if mode.needs_parameters and deferred:
+        raise ValueError(f"optimization_mode '{mode}', the solver of the paper's code, has no deferred step")
 
 
 def parse_tau(value: object) -> float:

@@ -25,8 +25,8 @@ class Direction:
         layer: The layer.
         mode: Its mode.
         design: Its design matrix A at the input.
-        gradient: G, shaped like its output.
-        tau: τ.
+        gradient: G, shaped like its output; times m/τ where the Gram matrix is a mean over m rows.
+        tau: τ, over m then.
         start: Its parameters where the mode needs them.
         parameters: D, shaped like its parameters; None where one is frozen.
         system: What was solved; None for plain back-propagation.
@@ -63,6 +63,10 @@ class _Watched:
     def needs_parameters(self) -> bool:
         return self.mode.needs_parameters
 
+    @property
+    def implicit(self) -> bool:
+        return self.mode.implicit
+
     def __str__(self) -> str:
         return str(self.mode)
 
@@ -89,19 +93,21 @@ class _Watched:
 def observing(model: nn.Module, see: Callable[[Direction], object], *, timed: bool = False) -> Iterator[None]:
     """Within, ``see`` is called with each direction that a ProxProp layer of ``model`` computes, in a backward pass.
 
-    Nothing is computed twice, and the directions are the same to the bit. Both passes of a step must be within. A step
-    in compiled code would be compiled again.
+    Nothing is computed twice, and the directions are the same to the bit; steps are not deferred. Both passes of a step
+    must be within. A step in compiled code would be compiled again.
 
     Args:
         model: Any module.
         see: Called in the backward pass, without gradients and autocast. It must leave the tensors as they are.
         timed: Wait for the device before and after each direction, so that ``seconds`` means something.
     """
-    kept = [(n, m, m._proximal.mode) for n, m in model.named_modules() if isinstance(m, ProxPropLayer)]
-    for name, layer, mode in kept:
-        layer._proximal.mode = _Watched(name, layer, mode, see, timed)
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, ProxPropLayer)]
+    kept = [(layer._proximal, layer._proximal.mode, layer._proximal.collector) for _, layer in layers]
+    for name, layer in layers:
+        settings = layer._proximal
+        settings.mode, settings.collector = _Watched(name, layer, settings.mode, see, timed), None
     try:
         yield
     finally:
-        for _, layer, mode in kept:
-            layer._proximal.mode = mode
+        for settings, mode, collector in kept:
+            settings.mode, settings.collector = mode, collector

@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from proxprop.design import Design, MatrixDesign, Parameters, accumulation_dtype
+from proxprop.design import CollectedDesign, Design, GramDesign, Parameters, accumulation_dtype
 
 
 class Vector(NamedTuple):
@@ -78,7 +78,7 @@ class System(abc.ABC):
 class GramSystem(System):
     """A form whose vectors know their product with AᵀA."""
 
-    design: MatrixDesign
+    design: GramDesign
 
     @abc.abstractmethod
     def gram_times(self, p: Vector) -> Tensor:
@@ -138,7 +138,7 @@ class ParameterSystem(System):
         if self._start is None:
             return self._adjoint(gradient)
         output, shift = self.design.apply(self.design.unstack(self._start)), self.beta * self._start
-        return (self._adjoint(output) + shift) - (self._adjoint(output - gradient.reshape(output.shape)) + shift)
+        return (self._adjoint(output) + shift) - (self._adjoint(output - self.design.as_applied(gradient)) + shift)
 
     def _adjoint(self, output: Tensor) -> Tensor:
         if self._start is None:
@@ -154,7 +154,7 @@ class ParameterSystem(System):
 class Primal(ParameterSystem, DirectSystem):
     """d×d: everything runs in the accumulation precision, which is cheap where d is small."""
 
-    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
+    def __init__(self, design: GramDesign, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
         super().__init__(design, beta, start)
         self.matrix: Tensor = design.gram()  # [g, d, d]
         self.residual = self._right_hand_side(gradient).to(self.matrix.dtype)  # [g, o, d]
@@ -175,7 +175,7 @@ class Dual(DirectSystem):
     Iterations and the product with the inverse run in the working precision.
     """
 
-    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
+    def __init__(self, design: GramDesign, gradient: Tensor, beta: float) -> None:
         super().__init__(design, beta)
         self.residual = design.to_rows(gradient).contiguous()  # [g, o, m], a column after the other
 
@@ -203,7 +203,7 @@ class Spectral(GramSystem):
     The eigendecomposition (in the accumulation precision) costs about as much as a few products with AAᵀ.
     """
 
-    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
+    def __init__(self, design: GramDesign, gradient: Tensor, beta: float) -> None:
         super().__init__(design, beta)
         output = design.to_rows(gradient)
         kernel = design.kernel(output.dtype).to(accumulation_dtype(output))
@@ -230,7 +230,7 @@ class Bordered(ParameterSystem, GramSystem):
 
     separable = False
 
-    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float, start: Parameters) -> None:
+    def __init__(self, design: GramDesign, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
         super().__init__(design, beta, start)
         right = self._right_hand_side(gradient)  # [g, o, d]
         scale = right.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(right.dtype).tiny)  # [g, o, 1]
@@ -270,3 +270,37 @@ class MatrixFree(ParameterSystem):
 
     def product(self, p: Vector, image: Tensor) -> Tensor:
         return torch.add(self._adjoint(image).to(image.dtype), p.value, alpha=self.beta)
+
+
+class Deferred(ParameterSystem):
+    """A form of the system of several passes, whose right-hand side AᵀG is given, stacked, in place of G."""
+
+    def _right_hand_side(self, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class DeferredPrimal(Deferred, Primal):
+    """The primal form, where AᵀA is held."""
+
+
+class DeferredBordered(Deferred, Bordered, DirectSystem):
+    """The bordered form, where A is held: the given right-hand side need not be in the range of Aᵀ."""
+
+    design: CollectedDesign
+
+    def _matrix(self) -> Tensor:
+        return self.matrix
+
+    def _solution(self, factor: Tensor) -> Tensor:
+        """(c, s) of (R - Aᵀ(AAᵀ + βI)⁻¹A R)/β, with the explicit step of ``DirectSystem`` where that failed."""
+        assert self.failed is not None
+        scale, failed = self.residual[..., -1:], self.failed[:, None, None]
+        trace = self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        s = scale / torch.where(failed, trace + self.beta, self.beta)
+        c = torch.cholesky_solve(self._image.mT, factor).mT.masked_fill(failed, 0)
+        return torch.cat([-s * c, s], -1)
+
+
+def deferred_system(design: CollectedDesign, right: Tensor, beta: float) -> DirectSystem:
+    """The system of what is held: ``right`` is AᵀG, ``[g, o, d]``; the solve is in its precision."""
+    return (DeferredBordered if design.holds_rows else DeferredPrimal)(design, right, beta)

@@ -64,6 +64,8 @@ class Design(abc.ABC):
     """
 
     groups: int
+    rows: int
+    """Of a layer of known structure alone."""
     columns: int
     outputs: int
     device: torch.device
@@ -85,6 +87,10 @@ class Design(abc.ABC):
     def unstack(self, stacked: Tensor) -> Parameters:
         """The inverse of ``stack``."""
 
+    def as_applied(self, output: Tensor) -> Tensor:
+        """``output`` of the layer, shaped as ``apply`` shapes its own."""
+        return output
+
     def right_hand_side(self, output: Tensor) -> Tensor:
         """Aᵀ z, stacked, as accurate as a solve needs it: a solve amplifies its error by the condition of A."""
         return self.stack(self.adjoint(output))
@@ -94,10 +100,62 @@ class Design(abc.ABC):
         """‖z‖² for each output, ``[g, o, 1]``."""
 
 
-class MatrixDesign(Design):
-    """A design matrix of known structure: parameters are a weight and a bias, and Gram matrices can be formed."""
+class GramDesign(Design):
+    """A design matrix of a weight and a bias, of which Gram matrices can be formed."""
 
-    rows: int
+    def __init__(
+        self,
+        weight_shape: Sequence[int],
+        groups: int,
+        trained: Sequence[bool],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.device, self.dtype = device, dtype
+        self.weight_shape = tuple(weight_shape)
+        self.train_weight, self.train_bias = trained
+        self.groups = groups
+        self.outputs = self.weight_shape[0] // groups
+        self.weight_columns = torch.Size(self.weight_shape[1:]).numel() if self.train_weight else 0
+        self.columns = self.weight_columns + int(self.train_bias)
+
+    @abc.abstractmethod
+    def gram(self) -> Tensor:
+        """AᵀA in the accumulation precision, ``[g, d, d]``."""
+
+    @abc.abstractmethod
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        """AAᵀ in precision ``dtype``, ``[g, m, m]``."""
+
+    @abc.abstractmethod
+    def to_rows(self, output: Tensor) -> Tensor:
+        """An output as a matrix ``[g, o, m]``."""
+
+    @abc.abstractmethod
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """The inverse of ``to_rows``."""
+
+    def stack(self, parameters: Parameters) -> Tensor:
+        weight, bias = parameters
+        parts = []
+        if weight is not None:
+            parts.append(weight.reshape(self.groups, self.outputs, self.weight_columns))
+        if bias is not None:
+            parts.append(bias.reshape(self.groups, self.outputs, 1))
+        return torch.cat(parts, dim=-1)
+
+    def unstack(self, stacked: Tensor) -> Parameters:
+        weight = bias = None
+        if self.train_weight:
+            weight = stacked[..., : self.weight_columns].reshape(self.weight_shape)
+        if self.train_bias:
+            bias = stacked[..., -1].reshape(-1)
+        return weight, bias
+
+
+class MatrixDesign(GramDesign):
+    """A design matrix of known structure, at one input."""
+
     input: Tensor
     """The input as the products take it, ``[N, ...]``; each of its N elements is m/N rows of A."""
 
@@ -109,15 +167,13 @@ class MatrixDesign(Design):
         trained: Sequence[bool],
         shared: SharedProducts | None,
     ) -> None:
-        self.device, self.dtype = input.device, working_dtype(input)
+        super().__init__(weight_shape, groups, trained, working_dtype(input), input.device)
         self._saved_input = input
-        self.weight_shape = tuple(weight_shape)
-        self.train_weight, self.train_bias = trained
-        self.groups = groups
         self._shared = shared
-        self.outputs = self.weight_shape[0] // groups
-        self.weight_columns = torch.Size(self.weight_shape[1:]).numel() if self.train_weight else 0
-        self.columns = self.weight_columns + int(self.train_bias)
+
+    @abc.abstractmethod
+    def matrix(self) -> Tensor:
+        """A itself, ``[g, m, d]``; new memory."""
 
     @property
     @abc.abstractmethod
@@ -137,11 +193,9 @@ class MatrixDesign(Design):
         return part
 
     def gram(self) -> Tensor:
-        """AᵀA in the accumulation precision, ``[g, d, d]``."""
         return self._once(("gram",), self._gram)
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
-        """AAᵀ in precision ``dtype``, ``[g, m, m]``."""
         return self._once(("kernel", dtype), functools.partial(self._kernel, dtype))
 
     def _once(self, name: tuple[Hashable, ...], compute: Callable[[], Tensor]) -> Tensor:
@@ -162,20 +216,15 @@ class MatrixDesign(Design):
     def _kernel(self, dtype: torch.dtype) -> Tensor: ...
 
     @abc.abstractmethod
-    def to_rows(self, output: Tensor) -> Tensor:
-        """An output as a matrix ``[g, o, m]``."""
-
-    @abc.abstractmethod
-    def from_rows(self, rows: Tensor) -> Tensor:
-        """The inverse of ``to_rows``."""
-
-    @abc.abstractmethod
     def _batched(self, output: Tensor) -> Tensor:
         """An output as ``[N, ...]``, with the N of ``input``."""
 
     @abc.abstractmethod
     def _products(self, input: Tensor, output: Tensor) -> Parameters:
         """Aᵀ z for the rows of A that belong to ``input``."""
+
+    def as_applied(self, output: Tensor) -> Tensor:
+        return self._batched(output)
 
     def adjoint(self, output: Tensor) -> Parameters:
         return self._products(self.input, self._batched(output))
@@ -188,20 +237,3 @@ class MatrixDesign(Design):
         for input, part in zip(inputs, outputs, strict=True):
             total = total + self.stack(self._products(input, part))
         return total
-
-    def stack(self, parameters: Parameters) -> Tensor:
-        weight, bias = parameters
-        parts = []
-        if weight is not None:
-            parts.append(weight.reshape(self.groups, self.outputs, self.weight_columns))
-        if bias is not None:
-            parts.append(bias.reshape(self.groups, self.outputs, 1))
-        return torch.cat(parts, dim=-1)
-
-    def unstack(self, stacked: Tensor) -> Parameters:
-        weight = bias = None
-        if self.train_weight:
-            weight = stacked[..., : self.weight_columns].reshape(self.weight_shape)
-        if self.train_bias:
-            bias = stacked[..., -1].reshape(-1)
-        return weight, bias

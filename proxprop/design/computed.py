@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proxprop.design.autograd import StackedDesign
-from proxprop.design.base import Design, NoProximalStep, Parameters
+from proxprop.design.base import Design, MatrixDesign, NoProximalStep, Parameters
 
 _LEAF = "torch::autograd::AccumulateGrad"
 _REPLICA = "BroadcastBackward"  # nn.DataParallel: one node for all parameters of a model
@@ -124,6 +124,8 @@ class ComputedDesign(StackedDesign):
         shapes = [p.shape if use else None for p, use in zip(parameters, used, strict=True)]
         super().__init__(shapes, design.dtype, design.device)
         self._design, self._trained, self._tensors = design, trained, tensors
+        if isinstance(design, MatrixDesign):
+            self.rows = design.rows
         self._products = list(itertools.compress(products, used))
         self._parameters = list(itertools.compress(parameters, used))
 
@@ -132,6 +134,9 @@ class ComputedDesign(StackedDesign):
         u = [p.to(product.dtype) for p, product in zip(given, self._products, strict=True)]
         images = iter(torch.autograd.grad(self._products, self._v, u, retain_graph=True))
         return self._design.apply(tuple(next(images).to(self.dtype) if train else None for train in self._trained))
+
+    def as_applied(self, output: Tensor) -> Tensor:
+        return self._design.as_applied(output)
 
     def adjoint(self, output: Tensor) -> Parameters:
         given = itertools.compress(self._design.adjoint(output), self._trained)

@@ -176,8 +176,11 @@ class ConvDesign(MatrixDesign):
         sums = patch_sums(image, *self._taps).reshape(self.groups, self.weight_columns, 1)
         return torch.cat([torch.cat([weights, sums], -1), torch.cat([sums.mT, count], -1)], -2)
 
+    def matrix(self) -> Tensor:
+        return self._patches(self._padded())
+
     def _kernel(self, dtype: torch.dtype) -> Tensor:
-        matrix = self._patches(self._padded()).to(dtype)
+        matrix = self.matrix().to(dtype)
         return matrix @ matrix.mT
 
     def to_rows(self, output: Tensor) -> Tensor:

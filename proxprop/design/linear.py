@@ -20,6 +20,7 @@ class LinearDesign(MatrixDesign):
         trained: Whether the weight and whether the bias is trained.
         shared: What layers with the same input have computed of it.
         sparse: Whether the input is a sparse tensor, of which the products take all entries.
+        mask: Which rows count, ``[*]`` in one dimension; the others are no rows of A. None for all.
     """
 
     def __init__(
@@ -29,12 +30,17 @@ class LinearDesign(MatrixDesign):
         trained: Sequence[bool],
         shared: SharedProducts | None = None,
         sparse: bool = False,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__(input, weight_shape, groups=1, trained=trained, shared=shared)
         if sparse:
             input = input.to_dense()
-        self.input = input.reshape(-1, input.shape[-1]).to(self.dtype)  # [m, in]
+        self._mask = mask
+        self.input = self._unmasked(input.reshape(-1, input.shape[-1])).to(self.dtype)  # [m, in]
         self.rows = self.input.shape[0]
+
+    def _unmasked(self, rows: Tensor) -> Tensor:
+        return rows if self._mask is None else rows[self._mask]
 
     def apply(self, parameters: Parameters) -> Tensor:
         weight, bias = parameters
@@ -44,7 +50,8 @@ class LinearDesign(MatrixDesign):
         return torch.nn.functional.linear(self.input, weight, bias)  # [m, out]
 
     def _batched(self, output: Tensor) -> Tensor:
-        return output.reshape(self.rows, self.outputs)
+        rows = output.reshape(-1, self.outputs)
+        return rows if rows.shape[0] == self.rows else self._unmasked(rows)  # a product of ours, or the layer's output
 
     def _products(self, input: Tensor, output: Tensor) -> Parameters:
         weight = output.T @ input if self.train_weight else None
@@ -69,14 +76,19 @@ class LinearDesign(MatrixDesign):
 
     @property
     def _reading(self) -> tuple[Hashable, ...]:
-        return self.train_weight, self.train_bias
+        return self.train_weight, self.train_bias, None if self._mask is None else id(self._mask)
 
-    def _gram(self) -> Tensor:
-        input = self.input.to(accumulation_dtype(self.input))
+    def matrix(self) -> Tensor:
+        return self._with_ones(self.input)[None]
+
+    def _with_ones(self, input: Tensor) -> Tensor:
         parts = [input] if self.train_weight else []
         if self.train_bias:
             parts.append(input.new_ones(self.rows, 1))
-        return symmetric_product(torch.cat(parts, dim=-1).T)[None]
+        return torch.cat(parts, dim=-1)
+
+    def _gram(self) -> Tensor:
+        return symmetric_product(self._with_ones(self.input.to(accumulation_dtype(self.input))).T)[None]
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
         shape = (self.rows, self.rows)

@@ -1,0 +1,80 @@
+"""The design matrices of several passes of one layer, one below the other: what a deferred step is taken on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from proxprop.design.base import GramDesign, MatrixDesign, Parameters, accumulation_dtype
+
+
+class CollectedDesign(GramDesign):
+    """A of all passes together. It holds A itself or, where that has more rows than columns, AᵀA alone.
+
+    An output is a matrix ``[g, o, m]``.
+
+    Args:
+        like: The design matrix of a first pass, which is not taken yet.
+    """
+
+    def __init__(self, like: MatrixDesign) -> None:
+        trained = (like.train_weight, like.train_bias)
+        super().__init__(like.weight_shape, like.groups, trained, like.dtype, like.device)
+        self.rows = 0
+        self._matrix: Tensor | None = torch.zeros(self.groups, 0, self.columns, dtype=self.dtype, device=self.device)
+        self._gram: Tensor | None = None
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether A is held, and not AᵀA."""
+        return self._matrix is not None
+
+    def add(self, design: MatrixDesign) -> None:
+        """Take the rows of one more pass. Its input may change thereafter."""
+        self.rows += design.rows
+        if self._matrix is not None and self.rows <= self.columns:
+            self._matrix = torch.cat([self._matrix, design.matrix()], dim=1)
+        else:
+            # A new tensor: other layers may have a share in the design's Gram matrix.
+            self._gram = self.gram() + design.gram()
+            self._matrix = None
+
+    def set_rows(self, matrix: Tensor) -> None:
+        """Have A = ``matrix``, ``[g, m, d]``."""
+        self.rows, self._matrix, self._gram = matrix.shape[1], matrix, None
+
+    def set_gram(self, gram: Tensor, rows: int) -> None:
+        """Have AᵀA = ``gram``, ``[g, d, d]``, of so many rows."""
+        self.rows, self._matrix, self._gram = rows, None, gram
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """A, ``[g, m, d]``, where it is held."""
+        assert self._matrix is not None
+        return self._matrix.to(dtype)
+
+    def gram(self) -> Tensor:
+        if self._gram is not None:
+            return self._gram
+        assert self._matrix is not None
+        matrix = self.matrix(accumulation_dtype(self._matrix))
+        return matrix.mT @ matrix
+
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        matrix = self.matrix(dtype)
+        return matrix @ matrix.mT
+
+    def apply(self, parameters: Parameters) -> Tensor:
+        stacked = self.stack(parameters)
+        return stacked @ self.matrix(stacked.dtype).mT
+
+    def adjoint(self, output: Tensor) -> Parameters:
+        return self.unstack(output @ self.matrix(output.dtype))
+
+    def to_rows(self, output: Tensor) -> Tensor:
+        return output
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def squared_norms(self, output: Tensor) -> Tensor:
+        return output.square().sum(-1, keepdim=True)

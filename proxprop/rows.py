@@ -1,0 +1,68 @@
+"""Rows of a batch that are padding, and have no part in a step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass
+class _Mask:
+    mask: Tensor
+    used: bool = False
+
+    def __post_init__(self) -> None:
+        self.rows = self.mask.flatten()  # once: layers with the same rows of an input share products
+
+
+_active: _Mask | None = None  # no context variable, which compilers do not know
+
+
+@contextlib.contextmanager
+def row_mask(mask: Tensor) -> Iterator[None]:
+    """In forward passes within, leave rows of ``ProxPropLinear`` layers out of their step: padded tokens, say.
+
+    A row of padding has an input, so it counts in AᵀA, and shortens the step although it says nothing. Left out, the
+    step is that of a batch without such rows; a gradient that they have is left out of the layer's, too. The mask
+    applies to ``ProxPropLinear`` layers with inputs ``[*mask.shape, features]``, or with these rows in one dimension.
+    To choose rows makes the host wait for a GPU, and cannot be compiled.
+
+    Args:
+        mask: True for the rows that count, for example ``[N, T]``.
+
+    Example:
+        >>> with proxprop.row_mask(tokens != padding):
+        ...     output = model(tokens)
+
+    Raises:
+        TypeError: if ``mask`` is no tensor of booleans.
+        ValueError: at the end, if it has applied to no layer in training.
+    """
+    global _active
+    if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
+        raise TypeError(
+            f"row_mask takes a tensor of booleans, got {mask.dtype if isinstance(mask, Tensor) else type(mask)}"
+        )
+    before, _active = _active, _Mask(mask)
+    try:
+        yield
+        if torch.is_grad_enabled() and not _active.used:
+            raise ValueError(f"row_mask: no ProxPropLinear in training has had inputs {[*mask.shape, 'features']}")
+    finally:
+        _active = before
+
+
+def masked_rows(input: Tensor) -> Tensor | None:
+    """Which rows of ``input``, ``[*, in]``, have a part in the step, ``[m]``; None for all."""
+    if _active is None:
+        return None
+    if input.shape[:-1] not in (_active.mask.shape, _active.rows.shape):
+        return None
+    if torch.compiler.is_compiling():
+        raise RuntimeError("proxprop.row_mask cannot be compiled; use torch.compiler.disable(layer)")
+    _active.used = True
+    return _active.rows
