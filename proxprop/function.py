@@ -38,7 +38,8 @@ class Settings:
 
     def direction(self, design: Design, gradient: Tensor, parameters: Parameters) -> Parameters:
         """D, shaped like the layer's parameters."""
-        mode = self.mode if gradient.numel() else Gradient()  # an empty batch has no system to solve
+        # An empty batch, or one of padding alone, has no system to solve.
+        mode = self.mode if gradient.numel() and getattr(design, "rows", None) != 0 else Gradient()
         if not mode.implicit or self.reduction == "sum":
             return mode.direction(design, gradient, self.tau, parameters)
         return mode.direction(design, gradient * self.scale(design.rows), self.step_size(design.rows), parameters)

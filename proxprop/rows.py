@@ -14,6 +14,8 @@ from torch import Tensor
 class _Mask:
     mask: Tensor
     used: bool = False
+    unlike: torch.Size | None = None
+    """Of an input that it did not apply to."""
 
     def __post_init__(self) -> None:
         self.rows = self.mask.flatten()  # once: layers with the same rows of an input share products
@@ -40,7 +42,7 @@ def row_mask(mask: Tensor) -> Iterator[None]:
 
     Raises:
         TypeError: if ``mask`` is no tensor of booleans.
-        ValueError: at the end, if it has applied to no layer in training.
+        ValueError: at the end, if layers in training had inputs of other shapes alone.
     """
     global _active
     if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
@@ -50,8 +52,11 @@ def row_mask(mask: Tensor) -> Iterator[None]:
     before, _active = _active, _Mask(mask)
     try:
         yield
-        if torch.is_grad_enabled() and not _active.used:
-            raise ValueError(f"row_mask: no ProxPropLinear in training has had inputs {[*mask.shape, 'features']}")
+        if _active.unlike is not None and not _active.used:
+            raise ValueError(
+                f"row_mask: a mask {list(mask.shape)} wants inputs {[*mask.shape, 'features']} of a ProxPropLinear, got "
+                f"{list(_active.unlike)}"
+            )
     finally:
         _active = before
 
@@ -61,6 +66,7 @@ def masked_rows(input: Tensor) -> Tensor | None:
     if _active is None:
         return None
     if input.shape[:-1] not in (_active.mask.shape, _active.rows.shape):
+        _active.unlike = input.shape
         return None
     if torch.compiler.is_compiling():
         raise RuntimeError("proxprop.row_mask cannot be compiled; use torch.compiler.disable(layer)")

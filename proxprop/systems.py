@@ -292,10 +292,14 @@ class DeferredBordered(Deferred, Bordered, DirectSystem):
         return self.matrix
 
     def _solution(self, factor: Tensor) -> Tensor:
-        """(c, s) of (R - Aᵀ(AAᵀ + βI)⁻¹A R)/β, with the explicit step of ``DirectSystem`` where that failed."""
+        """(c, s) of (R - Aᵀ(AAᵀ + βI)⁻¹A R)/β, or the explicit step of ``DirectSystem``.
+
+        That one is also taken where rounding takes β away, and the factorisation does not tell (for independent rows).
+        """
         assert self.failed is not None
-        scale, failed = self.residual[..., -1:], self.failed[:, None, None]
         trace = self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        self.failed = self.failed | (torch.finfo(trace.dtype).eps * trace > self.beta).flatten()
+        scale, failed = self.residual[..., -1:], self.failed[:, None, None]
         s = scale / torch.where(failed, trace + self.beta, self.beta)
         c = torch.cholesky_solve(self._image.mT, factor).mT.masked_fill(failed, 0)
         return torch.cat([-s * c, s], -1)

@@ -204,6 +204,7 @@ def test_an_ascent_is_told():
     @dataclasses.dataclass(frozen=True)
     class Ascent:
         needs_matrix = needs_parameters = False
+        implicit = True
 
         def direction(self, design, gradient, tau, parameters):
             return tuple(-d for d in design.adjoint(gradient))

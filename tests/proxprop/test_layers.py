@@ -352,13 +352,12 @@ def test_the_generator_returns_the_written_out_classes_and_caches_others():
     assert proxprop_module_generator(ProxPropLinear) is ProxPropLinear
 
 
-def test_the_signature_is_the_base_class_with_the_two_keywords(pair):
+def test_the_signature_is_the_base_class_with_the_keywords(pair):
     proximal, plain, _ = pair
     own = inspect.signature(type(proximal)).parameters
-    assert [name for name in own if name not in ("tau_prox", "optimization_mode")] == list(
-        inspect.signature(type(plain)).parameters
-    )
-    assert (own["tau_prox"].default, own["optimization_mode"].default) == (1.0, "prox_cg1")
+    keywords = {"tau_prox": 1.0, "optimization_mode": "prox_cg1", "gram_reduction": "sum"}
+    assert [name for name in own if name not in keywords] == list(inspect.signature(type(plain)).parameters)
+    assert {name: own[name].default for name in keywords} == keywords
 
     class Subclass(type(proximal)):
         def __init__(self, width):

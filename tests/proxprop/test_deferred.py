@@ -1,0 +1,591 @@
+"""One step of everything that was accumulated; the warning where directions are added; rows that are padding."""
+
+import copy
+import gc
+import pickle
+import warnings
+
+import oracle
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import proxprop.additive
+from proxprop import (
+    ProxPropConv2d,
+    ProxPropLinear,
+    convert,
+    defer,
+    diagnose,
+    proxprop_module_generator,
+    row_mask,
+    suggest_tau,
+)
+
+CASES = {
+    "rows are held": (lambda **k: ProxPropLinear(40, 3, **k), (16, 40)),
+    "Gram matrix is held": (lambda **k: ProxPropLinear(5, 3, **k), (16, 5)),
+    "rows until they are many": (lambda **k: ProxPropLinear(9, 3, **k), (16, 9)),
+    "tokens": (lambda **k: ProxPropLinear(5, 4, bias=False, **k), (16, 3, 5)),
+    "convolution": (lambda **k: ProxPropConv2d(4, 6, 3, groups=2, padding=1, **k), (16, 4, 5, 5)),
+    "convolution, rows are held": (lambda **k: ProxPropConv2d(8, 2, 3, stride=3, **k), (16, 8, 4, 4)),
+}
+MODES = ["prox_exact", "prox_cg3"]
+
+
+def reference_of(layer, inputs, gradient, tau):
+    if layer.optimization_mode == "prox_exact":
+        return oracle.exact(layer, inputs, gradient, tau)
+    return oracle.conjugate_gradients(layer, inputs, gradient, tau, 3)
+
+
+def case(name, mode, **settings):
+    make, shape = CASES[name]
+    torch.manual_seed(0)
+    layer = make(tau_prox=0.7, optimization_mode=mode, **settings).double()
+    x = torch.randn(shape, dtype=torch.float64)
+    return layer, x, torch.randn_like(layer(x))
+
+
+def sgd(layer):
+    return torch.optim.SGD(layer.parameters(), lr=0.0)
+
+
+def gradients(layer):
+    return {name: p.grad for name, p in layer.named_parameters() if p.requires_grad}
+
+
+def accumulate(layer, x, gradient, parts):
+    for some, seed in zip(x.chunk(parts), gradient.chunk(parts), strict=True):
+        layer(some).backward(seed)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CASES)
+def test_micro_batches_give_the_direction_of_the_batch(name, mode):
+    layer, x, gradient = case(name, mode)
+    reference = reference_of(layer, [x], gradient, 0.7)
+    optimizer = sgd(layer)
+    defer(layer, optimizer)
+    for _ in range(2):  # nothing is left of the first step
+        accumulate(layer, x, gradient, 8)
+        optimizer.step()
+        assert oracle.relative_error(gradients(layer), reference) < 1e-9
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+@pytest.mark.parametrize("name", ["rows are held", "Gram matrix is held", "convolution"])
+def test_what_is_frozen_stays_out_of_a_deferred_step(name, frozen):
+    layer, x, gradient = case(name, "prox_exact")
+    getattr(layer, frozen).requires_grad_(False)
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    accumulate(layer, x, gradient, 4)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CASES)
+def test_the_mean_over_rows_is_the_papers_step_of_another_tau_and_scale(name, mode):
+    layer, x, gradient = case(name, mode, gram_reduction="mean")
+    rows = layer(x).numel() // (layer.bias if layer.bias is not None else layer.weight).shape[0]
+    reference = {k: d * rows / 0.7 for k, d in reference_of(layer, [x], gradient, 0.7 / rows).items()}
+    layer(x).backward(gradient)
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+    layer.zero_grad()
+    deferred = defer(layer)
+    accumulate(layer, x, gradient, 4)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_the_mean_over_rows_is_near_the_gradient_for_a_small_tau_whatever_the_batch():
+    layer, x, gradient = case("convolution", "prox_exact", gram_reduction="mean")
+    layer.tau_prox = 1e-9
+    layer(x).backward(gradient)
+    a, _ = oracle.design_matrix(layer, [x])
+    plain = a.T @ gradient.flatten()
+    assert torch.cat([p.grad.flatten() for p in layer.parameters()]) == pytest.approx(plain.numpy(), rel=1e-6)
+
+
+def test_the_mean_goes_with_a_mask_of_weights_and_with_gradient_mode():
+    layer, x, gradient = case("tokens", "prox_cg3")
+    prune.random_unstructured(layer, "weight", 0.5)
+    layer.tau_prox = 0.7 / 48
+    layer(x).backward(gradient)
+    reference = layer.weight_orig.grad * 48 / 0.7
+    layer.zero_grad()
+    layer.tau_prox, layer.gram_reduction = 0.7, "mean"
+    layer(x).backward(gradient)
+    assert float((layer.weight_orig.grad - reference).norm() / reference.norm()) < 1e-9
+
+    plain, x, gradient = case("tokens", "gradient", gram_reduction="mean")
+    plain(x).backward(gradient)
+    torch.testing.assert_close(plain.weight.grad, gradient.flatten(0, 1).T @ x.flatten(0, 1))
+
+
+def test_the_mean_is_refused_where_it_has_no_meaning():
+    with pytest.raises(ValueError, match="gram_reduction must be 'sum' or 'mean', got 'max'"):
+        ProxPropLinear(2, 2, gram_reduction="max")
+    with pytest.raises(ValueError, match="'published_cg3', the solver of the paper's code, has no gram_reduction"):
+        ProxPropLinear(2, 2, optimization_mode="published_cg3", gram_reduction="mean")
+    layer = ProxPropLinear(2, 2, gram_reduction="mean")
+    with pytest.raises(ValueError, match="has no gram_reduction 'mean'"):
+        layer.optimization_mode = "published_cg3"
+    with pytest.raises(ValueError, match="the rows of ProxPropLayerNorm are not known"):
+        proxprop_module_generator(nn.LayerNorm)(3, gram_reduction="mean")
+    assert "gram_reduction='mean'" in repr(layer)
+    assert "gram_reduction" not in repr(ProxPropLinear(2, 2))
+
+
+def test_convert_gives_the_reduction_and_changes_nothing_where_it_cannot():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    report = convert(model, gram_reduction="mean")
+    assert [layer.gram_reduction for layer in model] == ["mean", "mean"]
+    assert "tau_prox=1, prox_cg1, gram_reduction=mean" in str(report)
+    with pytest.raises(ValueError, match=r"convert: 1: optimization_mode 'published_cg2'.* has no gram_reduction"):
+        convert(model, gram_reduction="mean", overrides={"1": {"optimization_mode": "published_cg2"}})
+    assert [layer.optimization_mode for layer in model] == ["prox_cg1", "prox_cg1"]
+    convert(model, optimization_mode="published_cg2")
+    assert [layer.gram_reduction for layer in model] == ["sum", "sum"]
+
+
+def test_suggested_and_diagnosed_tau_are_those_of_the_mean():
+    layer, x, gradient = case("tokens", "prox_exact")
+    taus = [suggest_tau(layer, x, lambda m, b: (m(b) * gradient).sum())[""]]
+    layer.gram_reduction = "mean"
+    taus.append(suggest_tau(layer, x, lambda m, b: (m(b) * gradient).sum())[""])
+    assert taus[1] == pytest.approx(48 * taus[0])
+    (row,) = diagnose(layer, x, lambda m, b: (m(b) * gradient).sum()).layers
+    assert row.tau_prox == 0.7
+    assert row.residual < 1e-12
+
+
+# Many calls, and parameters in several places.
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_layer_that_is_called_twice_takes_the_step_of_both_calls(mode):
+    layer, x, gradient = case("rows until they are many", mode)
+    reference = reference_of(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    torch.autograd.backward([layer(x[:5]), layer(x[5:])], [gradient[:5], gradient[5:]])
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_layers_with_the_same_parameters_take_one_step_together():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    twin = copy.deepcopy(layer)
+    twin.weight, twin.bias = layer.weight, layer.bias
+    deferred = defer(nn.ModuleList([layer, twin]))
+    torch.autograd.backward([layer(x[:5]), twin(x[5:])], [gradient[:5], gradient[5:]])
+    twin.tau_prox = 0.5
+    before = layer.weight.grad.clone()
+    with pytest.raises(RuntimeError, match="0: layers with the same parameters need the same settings"):
+        deferred.solve()
+    assert torch.equal(layer.weight.grad, before)
+    twin.tau_prox = 0.7
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_a_tied_embeddings_gradient_is_part_of_the_right_hand_side():
+    torch.manual_seed(0)
+    embedding = nn.Embedding(7, 5).double()
+    head = ProxPropLinear(5, 7, bias=False, tau_prox=0.7, optimization_mode="prox_exact")
+    head.weight = embedding.weight
+    tokens = torch.randint(7, (12,))
+    hidden = embedding(tokens).detach()
+    model = nn.ModuleList([embedding, head])
+    deferred = defer(model)
+    head(embedding(tokens)).square().sum().backward()
+    gradient = embedding.weight.grad.clone()
+    deferred.solve()
+    system = hidden.T @ hidden + torch.eye(5).double() / 0.7
+    torch.testing.assert_close(embedding.weight.grad, torch.linalg.solve(system, gradient.T).T, rtol=1e-9, atol=1e-12)
+
+
+def test_a_second_backward_pass_through_one_graph_counts_its_rows_once():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    output = layer(x)
+    output.backward(gradient / 4, retain_graph=True)
+    output.backward(gradient * 3 / 4)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_a_gradient_of_the_input_alone_collects_nothing_and_solves_nothing(monkeypatch):
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(layer(x), x, gradient)
+    torch.testing.assert_close(expected, gradient @ layer.weight.detach())
+    layer(x).backward(gradient)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+    deferred.remove()
+    monkeypatch.setattr(type(layer._proximal.mode), "direction", None)
+    torch.autograd.grad(layer(x), x, gradient)
+    with pytest.raises(TypeError, match="NoneType"):
+        torch.autograd.grad(layer(x), layer.weight, gradient)
+
+
+def test_an_input_may_change_after_its_backward_pass():
+    layer, x, gradient = case("rows are held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    buffer = torch.empty_like(x[:4])
+    for some, seed in zip(x.chunk(4), gradient.chunk(4), strict=True):
+        buffer.data.copy_(some)
+        layer(buffer).backward(seed)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+# Between the backward passes and the step.
+
+
+def test_clipping_loss_scaling_and_closures_mean_what_they_mean():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    optimizer = sgd(layer)
+    defer(layer, optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        accumulate(layer, x, 1024 * gradient, 2)
+        for p in layer.parameters():
+            p.grad /= 1024
+        nn.utils.clip_grad_norm_(layer.parameters(), norm / 2)
+        return torch.ones(())
+
+    a, _ = oracle.design_matrix(layer, [x])
+    norm = float((a.T @ gradient.flatten()).norm())
+    for step in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
+        assert step() == 1
+        assert oracle.relative_error({k: 2 * d for k, d in gradients(layer).items()}, reference) < 1e-6  # the norm's
+
+
+def test_a_grad_scaler_and_a_step_that_it_skips():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    optimizer = sgd(layer)
+    defer(layer, optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    for bad in (True, False):
+        optimizer.zero_grad()
+        loss = (layer(x) * gradient).sum()
+        scaler.scale(loss * float("inf") if bad else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_passes_whose_gradients_were_zeroed_are_forgotten(to_none):
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    layer(3 * x).backward(gradient)
+    layer.zero_grad(set_to_none=to_none)
+    accumulate(layer, x, gradient, 2)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+    layer(3 * x).sum()
+    layer.zero_grad(set_to_none=to_none)
+    layer(3 * x).backward(gradient)
+    deferred.discard()
+    layer.zero_grad(set_to_none=to_none)
+    layer(x).backward(gradient)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_a_gradient_is_not_added_to_a_direction():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    deferred = defer(layer)
+    layer(x).backward(gradient)
+    deferred.solve()
+    before = layer.weight.grad.clone()
+    deferred.solve()  # a second step on the same direction, as optimizers allow
+    assert torch.equal(layer.weight.grad, before)
+    with pytest.raises(RuntimeError, match=r"the model itself: \.grad still holds the direction of the last step"):
+        layer(x).backward(gradient)
+
+
+def test_a_gradient_without_a_pass_is_told_and_all_stay_as_they_are():
+    attention = nn.MultiheadAttention(4, 2).double()
+    model = nn.ModuleDict({"first": nn.Linear(4, 4).double(), "attention": attention})
+    convert(model, optimization_mode="prox_exact", only="first")
+    attention.out_proj.__class__ = type("Handmade", (ProxPropLinear, type(attention.out_proj)), {})
+    attention.out_proj._proximal = copy.deepcopy(model["first"]._proximal)
+    optimizer = sgd(model)
+    defer(model, optimizer)
+    x = model["first"](torch.randn(3, 2, 4, dtype=torch.float64))
+    attention(x, x, x)[0].sum().backward()
+    before = model["first"].weight.grad.clone()
+    with pytest.raises(RuntimeError, match=r"attention\.out_proj: it has a gradient, and no backward pass of its own"):
+        optimizer.step()
+    assert torch.equal(model["first"].weight.grad, before)
+
+
+def test_modes_may_change_until_the_step():
+    layer, x, gradient = case("Gram matrix is held", "prox_cg3")
+    reference = oracle.exact(layer, [x], gradient, 0.2)
+    deferred = defer(layer)
+    layer(x).backward(gradient)
+    layer.optimization_mode, layer.tau_prox = "prox_exact", 0.2
+    with pytest.raises(ValueError, match="'published_cg1', the solver of the paper's code, has no deferred step"):
+        layer.optimization_mode = "published_cg1"
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+    layer.optimization_mode = "gradient"
+    layer.zero_grad()
+    layer(x).backward(gradient)
+    before = layer.weight.grad.clone()
+    deferred.solve()
+    assert torch.equal(layer.weight.grad, before)
+
+
+def test_diagnose_leaves_a_deferred_step_alone():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    layer(x).backward(gradient)
+    (row,) = diagnose(layer, x, lambda m, b: (m(b) * gradient).sum()).layers
+    assert row.verdict == "ok"
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_in_float32_what_the_gradients_rounding_costs():
+    """The right-hand side is ``.grad``, in the parameters' precision: 1e-6 in place of float64's."""
+    for name in CASES:
+        layer, x, gradient = case(name, "prox_exact")
+        reference = oracle.exact(layer, [x], gradient, 0.7)
+        layer, x, gradient = layer.float(), x.float(), gradient.float()
+        deferred = defer(layer)
+        accumulate(layer, x, gradient, 4)
+        deferred.solve()
+        assert oracle.relative_error(gradients(layer), reference) < 2e-5, name
+        deferred.remove()
+
+
+@pytest.mark.parametrize("name", ["rows are held", "Gram matrix is held"])
+def test_a_tau_beyond_the_precision_gives_a_short_step_and_no_error(name):
+    layer, x, gradient = case(name, "prox_exact")
+    layer.tau_prox = 1e300
+    x[:, 1] = x[:, 0]
+    deferred = defer(layer)
+    layer(x).backward(gradient)
+    plain = torch.cat([p.grad.flatten() for p in layer.parameters()])
+    deferred.solve()
+    d = torch.cat([p.grad.flatten() for p in layer.parameters()])
+    assert d.isfinite().all()
+    assert float(d @ plain) > 0
+
+
+def test_empty_batches_and_bad_numbers():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    accumulate(layer, x, gradient, 2)
+    layer(x[:0]).sum().backward()
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+    layer.zero_grad()
+    layer(x[:0]).sum().backward()
+    deferred.solve()
+    assert not layer.weight.grad.any()
+    layer.zero_grad()
+    layer(x * float("nan")).backward(gradient)
+    deferred.solve()
+    assert layer.weight.grad.isnan().all()
+
+
+# Making and ending it.
+
+
+def test_a_copy_takes_its_steps_at_once_and_remove_leaves_nothing():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    optimizer = sgd(layer)
+    deferred = defer(layer, optimizer)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        twin(x).backward(gradient)
+        assert oracle.relative_error(gradients(twin), reference) < 1e-9
+    layer(x).backward(gradient)
+    deferred.remove()
+    layer.zero_grad()
+    layer(x).backward(gradient)
+    optimizer.step()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+    assert not layer.weight._post_accumulate_grad_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_what_was_collected_is_freed_after_the_step():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    deferred = defer(layer)
+    layer(x).backward(gradient)
+    deferred.solve()
+    layer.zero_grad()
+    gc.collect()
+    assert layer._proximal.collector.design is None
+    assert not layer._proximal.collector.holds_direction()
+
+
+def test_what_cannot_be_deferred_is_refused_at_once():
+    first, second = ProxPropLinear(3, 3), ProxPropLinear(3, 3)
+    with pytest.raises(TypeError, match=r"defer takes a torch\.nn\.Module, got list"):
+        defer([first])
+    with pytest.raises(TypeError, match=r"defer takes a torch\.optim\.Optimizer, got str"):
+        defer(first, "sgd")
+    with pytest.raises(ValueError, match="the model has no ProxProp layer; convert it first"):
+        defer(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="the model itself is a ProxPropLayerNorm, of unknown structure"):
+        defer(proxprop_module_generator(nn.LayerNorm)(3))
+    with pytest.raises(ValueError, match="the model itself: optimization_mode 'published_cg1', .*no deferred step"):
+        defer(ProxPropLinear(3, 3, optimization_mode="published_cg1"))
+    with pytest.raises(ValueError, match="0: its weight is no parameter"):
+        defer(nn.Sequential(prune.identity(ProxPropLinear(3, 3), "weight")))
+    with pytest.raises(ValueError, match="the optimizer has not all parameters of 1; defer the part"):
+        defer(nn.Sequential(first, second), sgd(first))
+    second.weight = first.weight
+    with pytest.raises(ValueError, match="0 and 1 share some of their parameters and not all"):
+        defer(nn.Sequential(first, second))
+    defer(first)
+    with pytest.raises(ValueError, match="the model itself is deferred already; remove"):
+        defer(first)
+
+
+def test_weights_that_became_something_else_are_told_in_the_forward_pass():
+    layer, x, _ = case("Gram matrix is held", "prox_exact")
+    defer(layer)
+    with pytest.raises(TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are parameters"):
+        torch.func.functional_call(layer, {"weight": layer.weight * 1}, (x,))
+    prune.identity(layer, "weight")
+    layer.optimization_mode = "prox_cg1"
+    with pytest.raises(TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are parameters"):
+        layer(x)
+
+
+def test_a_deferred_step_is_not_compiled_in_silence():
+    torch.compiler.reset()
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    with pytest.raises(Exception, match=r"a deferred step cannot be compiled; use torch\.compiler\.disable\(layer\)"):
+        torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    model = nn.Sequential(torch.compiler.disable(layer), nn.Tanh())
+    output = torch.compile(model, backend="aot_eager")(x)
+    output.backward(gradient / (1 - output.detach().square()))
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+# Where directions are added.
+
+
+def told(run):
+    proxprop.additive._told.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(warning.message) for warning in caught]
+
+
+def test_added_directions_are_told_once():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    (passes,) = told(lambda: [accumulate(layer, x, gradient, 8) for _ in range(2)])
+    assert "directions of several backward passes are added in .grad" in passes
+    assert "proxprop.defer(model, optimizer)" in passes
+    layer.zero_grad()
+    (calls,) = told(lambda: torch.autograd.backward([layer(x), layer(x)], [gradient, gradient]))
+    assert "a layer was called several times, and the directions of its calls are added" in calls
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_training_as_usual_and_deferred_steps_are_not_told(to_none):
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    optimizer = sgd(layer)
+
+    def train(parts):
+        for _ in range(3):
+            optimizer.zero_grad(set_to_none=to_none)
+            accumulate(layer, x, gradient, parts)
+            optimizer.step()
+
+    assert told(lambda: train(1)) == []
+    defer(layer, optimizer)
+    assert told(lambda: train(4)) == []
+    layer.optimization_mode = "gradient"
+    assert told(lambda: train(4)) == []
+
+
+# Padding.
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("mode", [*MODES, "published_cg3"])
+def test_padded_rows_have_no_part_in_a_step(mode, deferred, flat):
+    if deferred and mode.startswith("published"):
+        pytest.skip("has no deferred step")
+    layer, x, gradient = case("tokens", mode)
+    mask = torch.rand(16, 3) < 0.6
+    if mode == "published_cg3":
+        reference = oracle.conjugate_gradients(layer, [x[mask]], gradient[mask], 0.7, 3, published=True)
+    else:
+        reference = reference_of(layer, [x[mask]], gradient[mask], 0.7)
+    handle = defer(layer) if deferred else None
+    with row_mask(mask):
+        output = layer(x.flatten(0, 1) if flat else x)
+    output.backward(gradient.reshape(output.shape))
+    if handle:
+        handle.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_layers_with_one_input_share_masked_products():
+    torch.manual_seed(0)
+    x, mask = torch.randn(4, 5, 6, dtype=torch.float64), torch.rand(4, 5) < 0.5
+    layers = [ProxPropLinear(6, 3, tau_prox=0.7, optimization_mode="prox_exact").double() for _ in range(3)]
+    gradient = torch.randn(4, 5, 3, dtype=torch.float64)
+    with row_mask(mask):
+        outputs = [layer(x) for layer in layers[:2]]
+    outputs.append(layers[2](x))  # in one backward pass with the others, and not masked
+    torch.autograd.backward(outputs, [gradient] * 3)
+    for layer, rows in zip(layers, (mask, mask, torch.ones_like(mask)), strict=True):
+        reference = oracle.exact(layer, [x[rows]], gradient[rows], 0.7)
+        assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+@pytest.mark.parametrize("mode", [*MODES, "published_cg3", "gradient"])
+def test_a_batch_of_padding_alone_has_no_direction(mode):
+    layer, x, gradient = case("tokens", mode)
+    with row_mask(torch.zeros(16, 3, dtype=torch.bool)):
+        layer(x).backward(gradient)
+    assert not layer.weight.grad.any()
+
+
+def test_a_mask_that_fits_nothing_is_told():
+    layer, x, _ = case("tokens", "prox_exact")
+    with pytest.raises(ValueError, match=r"wants inputs \[16, 4, 'features'\] of a ProxPropLinear, got \[16, 3, 5\]"):
+        with row_mask(torch.ones(16, 4, dtype=torch.bool)):
+            layer(x)
+    with pytest.raises(TypeError, match=r"row_mask takes a tensor of booleans, got torch\.float32"):
+        with row_mask(torch.ones(16, 3)):
+            layer(x)
+    with row_mask(torch.ones(16, 4, dtype=torch.bool)), torch.no_grad():
+        layer(x)
+    layer(x)
