@@ -1,5 +1,9 @@
-"""One of two processes that train a small model sharded or replicated: each gets the mean of both directions."""
+"""One of two processes that train a small model sharded or replicated.
 
+Each gets the mean of both directions; with deferred steps, the direction of both batches together.
+"""
+
+import contextlib
 import copy
 import datetime
 import sys
@@ -11,7 +15,8 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from proxprop import ProxPropConv1d, ProxPropLinear, proxprop_module_generator
+import proxprop.additive
+from proxprop import ProxPropConv1d, ProxPropLinear, convert, defer, proxprop_module_generator
 
 
 def make_model():
@@ -73,13 +78,82 @@ def gathered(which, model):
     return [part[: int(size)] for part, size in zip(shards, sizes, strict=True)]
 
 
+def make_deferrable_model():
+    """Layers whose rows are held in all, or after one batch no more, and layers with more rows than columns."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(2, 3, 3),  # 40 rows of 7 entries, as much from each process
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(12, 50),  # 10 rows of 13 entries
+        nn.Tanh(),
+        nn.Linear(50, 7),
+        nn.Tanh(),
+        nn.Sequential(nn.Linear(7, 5), nn.Tanh()),  # 10 rows of 8 entries, half of them held in each process
+        nn.Linear(5, 2),
+    ).double()
+    cg = {"optimization_mode": "prox_cg2"}
+    convert(model, tau_prox=0.7, optimization_mode="prox_exact", skip="8", overrides={"0": cg, "5": cg})
+    model[0].gram_reduction = "mean"
+    return model
+
+
+def accumulate(which, model, batches):
+    """The gradient of the mean loss over both processes' batches; communication as each wrapper wants it."""
+    for index, part in enumerate(batches):
+        last = index == len(batches) - 1
+        if which == "fsdp2":
+            model.set_requires_gradient_sync(last)
+        loss = model(part).square().sum() / 10
+        with contextlib.nullcontext() if last or which != "ddp" else model.no_sync():
+            (2 * loss if which in ("ddp", "fsdp2") else loss).backward()  # the mean over two processes is taken
+
+
+def check_deferred(rank, kinds):
+    plain = make_deferrable_model()
+    full = torch.cat([batch(0), batch(1)])
+    (plain(full).square().sum() / 10).backward()
+    reference = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    plain.zero_grad()
+    for which in kinds:
+        for parts in (1, 3):
+            model = copy.deepcopy(plain)
+            if which == "fsdp2":
+                from torch.distributed.fsdp import fully_shard
+
+                fully_shard(model[7])
+                fully_shard(model)
+            elif which == "ddp":
+                model = DistributedDataParallel(model)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+            defer(model, optimizer)
+            for _ in range(2):
+                optimizer.zero_grad()
+                # Micro-batches of other sizes on the other process.
+                sizes = [5] if parts == 1 else [[1, 2, 2], [3, 1, 1]][rank]
+                accumulate(which, model, batch(rank).split(sizes))
+                optimizer.step()
+                check(f"deferred, {which}, {parts} micro-batches", gathered(which, model), reference)
+    layer = plain[3]
+    deferred = defer(layer)
+    layer.zero_grad()
+    if rank == 0:
+        layer(torch.ones(1, 12, dtype=torch.float64)).sum().backward()
+    try:
+        deferred.solve()
+    except RuntimeError as error:
+        assert "the model itself: backward passes came to it on some processes and not on others" in str(error)
+    else:
+        raise AssertionError("no error")
+
+
 def main(rendezvous, rank):
     dist.init_process_group(
         "gloo",
         init_method=f"file://{rendezvous}",
         rank=rank,
         world_size=2,
-        timeout=datetime.timedelta(seconds=120),
+        timeout=datetime.timedelta(seconds=300),
     )
     plain = make_model()
     both = [directions(copy.deepcopy(plain), batch(r)) for r in range(2)]
@@ -89,10 +163,16 @@ def main(rendezvous, rank):
         kinds.append("fsdp2")
     for which in kinds:
         model = wrapped(which, copy.deepcopy(plain))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        proxprop.additive._told.clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             directions(model, batch(rank))
+        assert [w for w in caught if "each process takes the step of its own batch" in str(w.message)], which
         check(which, gathered(which, model), reference)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_deferred(rank, [kind for kind in kinds if not kind.startswith("fsdp,") and kind != "fsdp"])
+    assert not [w for w in caught if "ProxProp" in str(w.message)]
     dist.destroy_process_group()
 
 

@@ -471,11 +471,15 @@ def test_what_cannot_be_deferred_is_refused_at_once():
 def test_weights_that_became_something_else_are_told_in_the_forward_pass():
     layer, x, _ = case("Gram matrix is held", "prox_exact")
     defer(layer)
-    with pytest.raises(TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are parameters"):
+    with pytest.raises(
+        TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are parameters"
+    ):
         torch.func.functional_call(layer, {"weight": layer.weight * 1}, (x,))
     prune.identity(layer, "weight")
     layer.optimization_mode = "prox_cg1"
-    with pytest.raises(TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are parameters"):
+    with pytest.raises(
+        TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are parameters"
+    ):
         layer(x)
 
 

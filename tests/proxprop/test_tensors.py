@@ -254,7 +254,7 @@ def test_two_processes_average_their_directions(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     workers = [subprocess.Popen([*command, str(rank)], env=environment, **pipes) for rank in range(2)]
     try:
-        outputs = [worker.communicate(timeout=240)[0] for worker in workers]
+        outputs = [worker.communicate(timeout=600)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
