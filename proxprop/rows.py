@@ -54,8 +54,8 @@ def row_mask(mask: Tensor) -> Iterator[None]:
         yield
         if _active.unlike is not None and not _active.used:
             raise ValueError(
-                f"row_mask: a mask {list(mask.shape)} wants inputs {[*mask.shape, 'features']} of a ProxPropLinear, got "
-                f"{list(_active.unlike)}"
+                f"row_mask: a mask {list(mask.shape)} wants inputs {[*mask.shape, 'features']} of a ProxPropLinear, "
+                f"got {list(_active.unlike)}"
             )
     finally:
         _active = before

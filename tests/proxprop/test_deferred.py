@@ -454,7 +454,7 @@ def test_what_cannot_be_deferred_is_refused_at_once():
         defer(nn.Linear(3, 3))
     with pytest.raises(ValueError, match="the model itself is a ProxPropLayerNorm, of unknown structure"):
         defer(proxprop_module_generator(nn.LayerNorm)(3))
-    with pytest.raises(ValueError, match="the model itself: optimization_mode 'published_cg1', .*no deferred step"):
+    with pytest.raises(ValueError, match=r"the model itself: optimization_mode 'published_cg1', .*no deferred step"):
         defer(ProxPropLinear(3, 3, optimization_mode="published_cg1"))
     with pytest.raises(ValueError, match="0: its weight is no parameter"):
         defer(nn.Sequential(prune.identity(ProxPropLinear(3, 3), "weight")))
@@ -471,15 +471,11 @@ def test_what_cannot_be_deferred_is_refused_at_once():
 def test_weights_that_became_something_else_are_told_in_the_forward_pass():
     layer, x, _ = case("Gram matrix is held", "prox_exact")
     defer(layer)
-    with pytest.raises(
-        TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are parameters"
-    ):
+    with pytest.raises(TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are"):
         torch.func.functional_call(layer, {"weight": layer.weight * 1}, (x,))
     prune.identity(layer, "weight")
     layer.optimization_mode = "prox_cg1"
-    with pytest.raises(
-        TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are parameters"
-    ):
+    with pytest.raises(TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are"):
         layer(x)
 
 
@@ -584,12 +580,11 @@ def test_a_batch_of_padding_alone_has_no_direction(mode):
 
 def test_a_mask_that_fits_nothing_is_told():
     layer, x, _ = case("tokens", "prox_exact")
-    with pytest.raises(ValueError, match=r"wants inputs \[16, 4, 'features'\] of a ProxPropLinear, got \[16, 3, 5\]"):
-        with row_mask(torch.ones(16, 4, dtype=torch.bool)):
-            layer(x)
+    told = pytest.raises(ValueError, match=r"wants inputs \[16, 4, 'features'\] of a ProxPropLinear, got \[16, 3, 5\]")
+    with told, row_mask(torch.ones(16, 4, dtype=torch.bool)):
+        layer(x)
     with pytest.raises(TypeError, match=r"row_mask takes a tensor of booleans, got torch\.float32"):
-        with row_mask(torch.ones(16, 3)):
-            layer(x)
+        row_mask(torch.ones(16, 3)).__enter__()
     with row_mask(torch.ones(16, 4, dtype=torch.bool)), torch.no_grad():
         layer(x)
     layer(x)
