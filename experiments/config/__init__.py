@@ -9,6 +9,7 @@ from experiments.config.schema import (
     DataConfig,
     MLPConfig,
     OptimizerConfig,
+    ResNet18Config,
     differing_keys,
     flat,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "DataConfig",
     "MLPConfig",
     "OptimizerConfig",
+    "ResNet18Config",
     "differing_keys",
     "dump_config",
     "flat",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from proxprop.modes import parse_mode, parse_tau
+from proxprop.modes import check_together, parse_mode, parse_tau
 
 Count = Annotated[int, Field(strict=True, ge=1, le=2**40)]
 Positive = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # in float32
@@ -54,6 +54,11 @@ class ConvNetConfig(_Section):
         return size
 
 
+class ResNet18Config(_Section):
+    name: Literal["resnet18"]
+    stem: Literal["imagenet", "cifar"] = "cifar"
+
+
 class DataConfig(_Section):
     name: Literal["cifar10", "digits"] = "digits"
     root: Annotated[str, Field(min_length=1)] = "data"
@@ -61,7 +66,7 @@ class DataConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    name: Literal["sgd", "adam"]
+    name: Literal["sgd", "adam", "adamw"]
     lr: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
@@ -70,8 +75,8 @@ class OptimizerConfig(_Section):
     @field_validator("momentum")
     @classmethod
     def _momentum_is_for_sgd(cls, momentum: float, info: ValidationInfo) -> float:
-        if momentum > 0 and info.data.get("name") == "adam":
-            raise ValueError(f"must be 0 with adam (only sgd has momentum), got {momentum}")
+        if momentum > 0 and (name := info.data.get("name")) != "sgd":
+            raise ValueError(f"must be 0 with {name} (only sgd has momentum), got {momentum}")
         return momentum
 
     @field_validator("nesterov")
@@ -85,6 +90,7 @@ class OptimizerConfig(_Section):
 class ProxPropConfig(_Section):
     optimization_mode: str = "prox_cg1"
     tau_prox: Positive = 1.0
+    gram_reduction: Literal["sum", "mean"] = "sum"
 
     @field_validator("optimization_mode")
     @classmethod
@@ -96,6 +102,13 @@ class ProxPropConfig(_Section):
     @classmethod
     def _usable_tau(cls, tau: float) -> float:
         return parse_tau(tau)
+
+    @field_validator("gram_reduction")
+    @classmethod
+    def _goes_with_the_mode(cls, reduction: str, info: ValidationInfo) -> str:
+        if "optimization_mode" in info.data:
+            check_together(parse_mode(info.data["optimization_mode"]), reduction, deferred=False)
+        return reduction
 
 
 class Config(_Section):
@@ -109,7 +122,7 @@ class Config(_Section):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,=-]*$", max_length=200)]
-    model: Annotated[MLPConfig | ConvNetConfig, Field(discriminator="name")]
+    model: Annotated[MLPConfig | ConvNetConfig | ResNet18Config, Field(discriminator="name")]
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig
     proxprop: ProxPropConfig = ProxPropConfig()

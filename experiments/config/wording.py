@@ -7,12 +7,21 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from experiments.config.schema import Config, ConvNetConfig, DataConfig, MLPConfig, OptimizerConfig, ProxPropConfig
+from experiments.config.schema import (
+    Config,
+    ConvNetConfig,
+    DataConfig,
+    MLPConfig,
+    OptimizerConfig,
+    ProxPropConfig,
+    ResNet18Config,
+)
 
 _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Config,
     ("model", "mlp"): MLPConfig,
     ("model", "convnet"): ConvNetConfig,
+    ("model", "resnet18"): ResNet18Config,
     ("data",): DataConfig,
     ("optimizer",): OptimizerConfig,
     ("proxprop",): ProxPropConfig,
@@ -58,8 +67,8 @@ def _describe(error: Any) -> str:
             return f"{key}: {error['msg'].replace('Input should', 'must')}, got {got}"
 
 
-_MODEL_TAGS = ("mlp", "convnet")
-_MODEL_NAMES = "'mlp' or 'convnet'"
+_MODEL_TAGS = [section[1] for section in _SECTIONS if section[0:1] == ("model",)]
+_MODEL_NAMES = " or ".join([", ".join(map(repr, _MODEL_TAGS[:-1])), repr(_MODEL_TAGS[-1])])
 
 
 def _allowed_keys(where: tuple[str, ...]) -> str:

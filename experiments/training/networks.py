@@ -1,4 +1,4 @@
-"""The paper's two networks: ProxProp layers, and a plain `nn.Linear` as the last one."""
+"""The paper's two networks and a modern one: ProxProp layers, and a plain `nn.Linear` as the last one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.config import Config, ConvNetConfig, MLPConfig
+from experiments.command.errors import ConfigError
+from experiments.config import Config, ConvNetConfig, MLPConfig, ResNet18Config
 from experiments.training.device import seeded
-from proxprop import ProxPropConv2d, ProxPropLinear
+from proxprop import ProxPropConv2d, ProxPropLinear, convert
 
 _CLASSES = 10
 
@@ -25,7 +26,9 @@ def build(config: Config) -> nn.Module:
     with seeded(config.seed, torch.device("cpu")):
         if isinstance(config.model, MLPConfig):
             return mlp(config.model, layer_options)
-        return convnet(config.model, layer_options)
+        if isinstance(config.model, ConvNetConfig):
+            return convnet(config.model, layer_options)
+        return resnet18(config.model, layer_options)
 
 
 def mlp(config: MLPConfig, layer_options: dict[str, Any]) -> nn.Sequential:
@@ -51,3 +54,22 @@ def convnet(config: ConvNetConfig, layer_options: dict[str, Any]) -> nn.Sequenti
             layers.append(nn.MaxPool2d(2))
     features = config.channels[-1] * (32 >> config.poolings) ** 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, _CLASSES))
+
+
+def resnet18(config: ResNet18Config, layer_options: dict[str, Any]) -> nn.Module:
+    """torchvision's resnet18, made for images of 224 pixels; the CIFAR stem neither strides nor pools before stage 1.
+
+    Raises:
+        ConfigError: torchvision is not installed.
+    """
+    try:
+        from torchvision.models import resnet18 as plain_resnet18  # slow to import, and only needed here
+    except ImportError as error:
+        raise ConfigError("model.name: resnet18 needs a package that is not installed: "
+                          "pip install torchvision") from error  # fmt: skip
+    network: nn.Module = plain_resnet18(num_classes=_CLASSES)
+    if config.stem == "cifar":
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    convert(network, skip="^fc$", **layer_options)
+    return network

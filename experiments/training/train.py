@@ -20,6 +20,7 @@ from experiments.training.device import generator_states, set_generator_states, 
 from experiments.training.diagnostics import LayerRecord, Observer
 
 _EVALUATION_BATCH = 2_500
+_ADAM = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    if config.name == "adam":
-        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    if config.name in _ADAM:
+        return _ADAM[config.name](model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
         model.parameters(),
         lr=config.lr,

@@ -40,18 +40,19 @@ def one_line_error(capsys) -> str:
         ("optimizer.lr=.nan", "optimizer.lr: must be "),
         ("optimizer.momentum=1", "optimizer.momentum: must be less than 1, got 1"),
         ("optimizer.nesterov=true", "optimizer.nesterov: must be false unless optimizer.momentum"),
-        ("optimizer.name=lion", "optimizer.name: must be 'sgd' or 'adam', got 'lion'"),
+        ("optimizer.name=lion", "optimizer.name: must be 'sgd', 'adam' or 'adamw', got 'lion'"),
         ("optimizer=", "optimizer: must be a mapping of keys to values, got None"),
         ("proxprop.tau_prox=-1", "proxprop.tau_prox: must be greater than 0, got -1"),
         ("proxprop.tau_prox=.inf", "proxprop.tau_prox: must be a finite number, got inf"),
         ("proxprop.optimization_mode=prox_cg0", "proxprop.optimization_mode: must be "),
+        ("proxprop.gram_reduction=max", "proxprop.gram_reduction: must be 'sum' or 'mean', got 'max'"),
         ("epochs=0", "epochs: must be greater than or equal to 1, got 0"),
         ("epochs=2.5", "epochs: must be a valid integer, got 2.5"),
         ("batch_size=true", "batch_size: must be a valid integer, got True"),
         ("seed=-1", "seed: must be greater than or equal to 0, got -1"),
         ("data.train_samples=0", "data.train_samples: must be greater than or equal to 1, got 0"),
         ("data.name=mnist", "data.name: must be 'cifar10' or 'digits', got 'mnist'"),
-        ("model.name=vgg", "model.name: must be 'mlp' or 'convnet', got 'vgg'"),
+        ("model.name=vgg", "model.name: must be 'mlp', 'convnet' or 'resnet18', got 'vgg'"),
         ("model.hidden_features=[]", "model.hidden_features: must have at least 1 entry, got []"),
         ("model.hidden_features=[8,true]", "model.hidden_features.1: must be a valid integer"),
         ("name=a/b", "name: must be letters, digits"),
@@ -70,10 +71,22 @@ def test_bad_value_is_one_line_and_writes_nothing(write_config, capsys, override
     assert not Path("results").exists()
 
 
-def test_adam_has_no_momentum(write_config):
-    path = write_config(optimizer={"name": "adam", "lr": 1, "momentum": 0.9})
-    with pytest.raises(ConfigError, match=r"^optimizer\.momentum: must be 0 with adam .* got 0\.9$"):
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_has_no_momentum(write_config, name):
+    path = write_config(optimizer={"name": name, "lr": 1, "momentum": 0.9})
+    with pytest.raises(ConfigError, match=rf"^optimizer\.momentum: must be 0 with {name} .* got 0\.9$"):
         load_config(path)
+
+
+def test_the_published_solver_has_no_other_gram_matrix(write_config):
+    path = write_config(proxprop={"optimization_mode": "published_cg3", "gram_reduction": "mean"})
+    with pytest.raises(ConfigError, match=r"^proxprop\.gram_reduction: optimization_mode 'published_cg3', .* has no"):
+        load_config(path)
+
+
+def test_a_models_unknown_key_is_told_with_those_of_that_model(write_config):
+    with pytest.raises(ConfigError, match=r"^model\.stam: unknown key; did you mean stem\? allowed here: name, stem$"):
+        load_config(write_config(model={"name": "resnet18", "stam": "cifar"}))
 
 
 def test_even_kernel_is_refused(write_config):

@@ -2,11 +2,14 @@
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
+from experiments.command.errors import ConfigError
 from experiments.config import load_config
 from experiments.data.datasets import load
 from experiments.training.networks import build
@@ -99,14 +102,33 @@ def test_the_first_convolutions_are_pooled(write_config, poolings, features):
     assert convnet(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["mlp", "convnet"])
+@pytest.mark.parametrize(("stem", "stages"), [("imagenet", (8, 1)), ("cifar", (32, 4))])
+def test_the_resnet_is_torchvisions_but_for_its_stem(write_config, stem, stages):
+    network = build(load_config(write_config(model={"name": "resnet18", "stem": stem})))
+    seen = []
+    for stage in (network.layer1, network.layer4):
+        stage.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[-1]))
+    assert network.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert tuple(seen) == stages
+    plain = torchvision.models.resnet18(num_classes=10)
+    assert [n for n, _ in network.named_parameters()] == [n for n, _ in plain.named_parameters()]
+
+
+def test_the_resnet_says_what_it_lacks(write_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(ConfigError, match=r"^model\.name: resnet18 needs a package .*: pip install torchvision$"):
+        build(load_config(write_config(model={"name": "resnet18"})))
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet", "resnet18"])
 def test_all_layers_but_the_last_take_the_mode(write_config, name):
     path = write_config(model={"name": name})
-    config = load_config(path, ["proxprop.optimization_mode=prox_cg7", "proxprop.tau_prox=0.3"])
-    layers = [module for module in build(config) if hasattr(module, "weight")]
+    settings = {"optimization_mode": "prox_cg7", "tau_prox": 0.3, "gram_reduction": "mean"}
+    config = load_config(path, [f"proxprop.{key}={value}" for key, value in settings.items()])
+    layers = [module for module in build(config).modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     assert type(layers[-1]) is nn.Linear
     for layer in layers[:-1]:
-        assert (layer.optimization_mode, layer.tau_prox) == ("prox_cg7", 0.3)
+        assert {key: getattr(layer, key) for key in settings} == settings
 
 
 def test_evaluation_is_the_mean_over_examples_whatever_the_batches(write_config, monkeypatch):
@@ -117,11 +139,12 @@ def test_evaluation_is_the_mean_over_examples_whatever_the_batches(write_config,
     assert evaluate(model, data.train) == pytest.approx(whole, rel=1e-6)
 
 
-def test_adam_has_pytorchs_defaults(write_config):
-    config = load_config(write_config(optimizer={"name": "adam", "lr": 0.01}))
+@pytest.mark.parametrize(("name", "cls"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_has_pytorchs_defaults(write_config, name, cls):
+    config = load_config(write_config(optimizer={"name": name, "lr": 0.01, "weight_decay": 0.01}))
     optimizer = make_optimizer(nn.Linear(2, 2), config.optimizer)
-    default = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=0.01)
-    assert type(optimizer) is torch.optim.Adam
+    default = cls(nn.Linear(2, 2).parameters(), lr=0.01, weight_decay=0.01)
+    assert type(optimizer) is cls
     assert optimizer.defaults == default.defaults
 
 
