@@ -868,16 +868,6 @@ def test_param_groups_refuse_a_model_without_proxprop_layers_and_foreign_paramet
 # The documentation
 
 
-BLOCKS = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", DOCS.read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize(("code", "printed"), BLOCKS)
-def test_the_documentation_runs_and_prints_what_it_says(code, printed, capsys):
-    assert len(code.splitlines()) <= 16
-    exec(compile(code, str(DOCS), "exec"), {})
-    assert capsys.readouterr().out == printed
-
-
 def test_the_documentation_names_every_reason():
     text = DOCS.read_text()
     table = [cell.replace("…", ".*") for cell in re.findall(r"`([^`]+)`", text[text.index("## What is left alone") :])]
