@@ -102,6 +102,20 @@ def test_the_mean_over_rows_is_the_papers_step_of_another_tau_and_scale(name, mo
     assert oracle.relative_error(gradients(layer), reference) < 1e-9
 
 
+def test_the_mean_over_rows_is_isaacs_direction_and_foofs_times_tau():
+    """As docs/algorithm.md says; for a layer without bias, where they are defined."""
+    layer, x, gradient = case("tokens", "prox_exact", gram_reduction="mean")
+    damping = 0.3
+    layer.tau_prox = 1 / damping
+    layer(x).backward(gradient)
+    a, g = x.flatten(0, 1), gradient.flatten(0, 1)
+    second_moment, identity = a.T @ a / len(a), torch.eye(5, dtype=a.dtype)
+    isaac = torch.linalg.inv(second_moment / damping + identity) @ a.T @ g
+    foof = torch.linalg.inv(second_moment + damping * identity) @ a.T @ g
+    torch.testing.assert_close(layer.weight.grad.T, isaac, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(layer.weight.grad.T, damping * foof, rtol=1e-9, atol=1e-12)
+
+
 def test_the_mean_over_rows_is_near_the_gradient_for_a_small_tau_whatever_the_batch():
     layer, x, gradient = case("convolution", "prox_exact", gram_reduction="mean")
     layer.tau_prox = 1e-9
