@@ -141,6 +141,16 @@ def test_losses_far_above_the_start_are_drawn_upright(tmp_path: Path) -> None:
     assert bottom < last_loss(tmp_path / "runs" / "0.5") < top
 
 
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_bands_are_within_the_axis(tmp_path: Path, scale: str) -> None:
+    write_sweep(tmp_path / "runs", seeds=3)
+    found = answer(Question(X, HUE, "train_loss"), [read_run(folder) for folder in find_runs(tmp_path / "runs")])
+    low = min(cell.stat.mean - cell.stat.std for cell in found.cells)
+    bottom, top = sweep_draw.draw_sweep(found, yscale=scale).axes[0].get_ylim()
+    assert bottom < low
+    assert max(cell.stat.mean + cell.stat.std for cell in found.cells) < top
+
+
 def test_logarithms_of_what_is_not_positive_are_refused(tmp_path: Path, capsys) -> None:
     for lr in (0.0, 1.0):
         settings = {"optimizer": {"name": "sgd", "lr": 1.0, "momentum": lr / 2}}
