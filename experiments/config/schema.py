@@ -118,7 +118,7 @@ class Config(_Section):
     seed: Seed = 0
     order_seed: Seed | None = None
     deterministic: bool = False
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$")] = "auto"
     compile: Compile = "none"
     checkpoint_every: Count = 1
     tensorboard: bool = False

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from experiments.folder.read import find_runs, read_run
 from scripts.plot_sweep import main
 from scripts.plots import sweep_draw
-from scripts.plots.sweep import Question, answer, label
+from scripts.plots.sweep import Question, answer, label, sort_key
 
 from .synthetic import write_run
 
@@ -245,3 +245,7 @@ def test_modes_are_ordered_by_their_number(tmp_path: Path) -> None:
 )
 def test_labels(value: object, text: str) -> None:
     assert label(value) == text
+
+
+def test_digits_that_are_no_numbers_are_text() -> None:
+    assert sorted(["cg10", "²", "cg3", "٣"], key=sort_key) == ["cg3", "cg10", "²", "٣"]

@@ -128,6 +128,8 @@ def test_missing_data_is_known_before_any_process_starts(write_config, monkeypat
         (["--devices", ""], "device.*"),
         (["--devices", "meta"], "device.*meta"),
         (["--devices", "cuda:x"], "device.*cuda:x"),
+        (["--devices", "cuda:٣"], "device.*cuda:٣"),
+        (["--devices", "cuda:00"], "device.*cuda:00"),
         (["--devices", "cuda:0"], "device: cuda:0 asked for, but PyTorch sees no CUDA device"),
         (["--launcher", "ship"], "argument --launcher: invalid choice: 'ship'"),
         (["--submitit", "cluster=local"], "--submitit needs --launcher submitit"),
