@@ -73,7 +73,7 @@ use_venv() {
     fi
 
     say "environment: installing requirements.txt into .venv with Python $(version_of "$PYTHON")" \
-        "(minutes; about 5.5 GB on Linux); $PYTHON lacks $1"
+        "(minutes; about 6 GB on Linux); $PYTHON lacks $1"
     local with_uv=false
     uv_will_do && with_uv=true
     if ! is_new_enough "$venv/bin/python"; then
