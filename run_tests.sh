@@ -9,8 +9,14 @@ here="$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null)" || here="${BASH_SOURCE[0]}
 use_environment experiments dev
 cd "$ROOT"
 
-"$PYTHON" -m ruff check .
-"$PYTHON" -m ruff format --check .
+# A user's own files are the user's: what git tracks is linted, and all where there is no git, as in an archive.
+files=()
+while IFS= read -r file; do
+    [ ! -f "$file" ] || files+=("$file") # one that is deleted is still tracked
+done <<<"$(git -c core.quotePath=false ls-files '*.py' 2>/dev/null)"
+[ ${#files[@]} -gt 0 ] || files=(.)
+"$PYTHON" -m ruff check pyproject.toml "${files[@]}"
+"$PYTHON" -m ruff format --check "${files[@]}"
 "$PYTHON" -m mypy proxprop
 
 # Side by side, with a thread each: on small tensors, more threads only wait for each other. With arguments, which
