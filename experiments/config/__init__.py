@@ -11,6 +11,7 @@ from experiments.config.schema import (
     OptimizerConfig,
     differing_keys,
     flat,
+    lengthens,
 )
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "differing_keys",
     "dump_config",
     "flat",
+    "lengthens",
     "load_config",
     "load_resolved",
     "parse_config",

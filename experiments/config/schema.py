@@ -19,6 +19,7 @@ EXECUTION_KEYS = (
     "device",
     "compile",
     "checkpoint_every",
+    "keep_checkpoint",
     "tensorboard",
     "diagnostics_every",
     "time_limit",
@@ -121,6 +122,7 @@ class Config(_Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$")] = "auto"
     compile: Compile = "none"
     checkpoint_every: Count = 1
+    keep_checkpoint: bool = False
     tensorboard: bool = False
     diagnostics_every: Count | None = None
     time_limit: Positive | None = None
@@ -152,6 +154,11 @@ def differing_keys(one: Config, other: Config) -> list[str]:
     """Dotted names of the keys whose values differ, of those that decide the numbers."""
     first, second = flat(one), flat(other)
     return [key for key in {**first, **second} if key not in EXECUTION_KEYS and first.get(key) != second.get(key)]
+
+
+def lengthens(config: Config, earlier: Config) -> bool:
+    """Whether `config` is `earlier` with more epochs; without schedules, its run begins with that of `earlier`."""
+    return differing_keys(earlier, config) == ["epochs"] and config.epochs > earlier.epochs
 
 
 def flat(config: Config) -> dict[str, Any]:
