@@ -69,8 +69,10 @@ def test_side_by_side_is_as_one_after_the_other_whatever_happens_to_some(
 
     def kill():
         owner = folder / "endless" / ".owner.json"
-        wait_until(lambda: owner.exists() and len(numbers_or_none(folder / "endless")) > 2)
-        os.kill(json.loads(owner.read_text())["process"], signal.SIGKILL)
+        try:
+            wait_until(lambda: owner.exists() and len(numbers_or_none(folder / "endless")) > 2)
+        finally:  # it would not end by itself
+            os.kill(json.loads(owner.read_text())["process"], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
