@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
     (config,) = file.configs
     folder = arguments.output or run_folder(RESULTS, file, config)
     if not arguments.overwrite:
-        refuse_finished(folder)
+        refuse_finished(folder, config)
     check_tensorboard(config)
     device = run_device(config)
     with memory_errors(device):

@@ -100,7 +100,7 @@ def _check_launcher(arguments: argparse.Namespace) -> None:
     if arguments.launcher == "local" and arguments.submitit:
         raise UsageError("--submitit needs --launcher submitit")
     for device in _devices(arguments):
-        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", device):
             raise UsageError(f"devices: must be cpu, cuda or cuda:N, joined by commas, got {arguments.devices!r}")
         resolve_device(device)
 

@@ -6,7 +6,10 @@
 #                               of pyproject.toml's named extras: the active environment where
 #                               it has them, else .venv, which is made here
 
-unset CDPATH # with it, cd may go elsewhere, and prints where
+unset CDPATH                               # with it, cd may go elsewhere, and prints where
+unset PYTHONSAFEPATH                       # with it, python -m does not find what is in this folder
+export PIP_USER=0                          # whatever pip's configuration says, an environment is what it installs into
+unset PIP_TARGET PIP_PREFIX PIP_ROOT
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 OLDEST_PYTHON="3.10"
 
@@ -58,12 +61,13 @@ use_environment() {
         say "environment: $PYTHON ($(version_of "$PYTHON")), which has what is needed"
         return
     fi
-    use_venv "$lacking"
+    use_venv "$lacking" "$@"
 }
 
 # The stamp is written last: an interrupted install, or new pins, are installed again.
 use_venv() {
-    local venv="$ROOT/.venv" wanted
+    local venv="$ROOT/.venv" wanted lacking="$1"
+    shift
     local stamp="$venv/.requirements.sha256"
     wanted="$(checksum "$ROOT/requirements.txt")"
     if is_new_enough "$venv/bin/python" && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
@@ -71,9 +75,13 @@ use_venv() {
         say "environment: .venv ($(version_of "$PYTHON"))"
         return
     fi
+    if [ -L "$venv" ]; then
+        use_linked "$venv" "$@"
+        return
+    fi
 
     say "environment: installing requirements.txt into .venv with Python $(version_of "$PYTHON")" \
-        "(minutes; about 5.5 GB on Linux); $PYTHON lacks $1"
+        "(minutes; about 6 GB on Linux); $PYTHON lacks $lacking"
     local with_uv=false
     uv_will_do && with_uv=true
     if ! is_new_enough "$venv/bin/python"; then
@@ -81,8 +89,21 @@ use_venv() {
     fi
     PYTHON="$venv/bin/python"
     rm -f "$stamp"
-    { $with_uv && install_with_uv; } || install_with_pip "$1"
+    { $with_uv && install_with_uv; } || install_with_pip "$lacking"
     echo "$wanted" >"$stamp"
+}
+
+# An environment elsewhere may serve other projects: it is used as it is, or not at all.
+use_linked() {
+    local venv="$1" lacking
+    shift
+    is_new_enough "$venv/bin/python" ||
+        die "$venv is a link to what has no Python $OLDEST_PYTHON or newer: remove the link and run this again"
+    lacking="$("$venv/bin/python" "$ROOT/scripts/check_environment.py" "$@")" ||
+        die "$venv is a link to an environment that lacks $lacking: install that there, or remove the link," \
+            "and run this again"
+    PYTHON="$venv/bin/python"
+    say "environment: .venv ($(version_of "$PYTHON")), a link to one that has what is needed"
 }
 
 make_venv() {

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.folder.read import RecordedRun, find_runs, read_run
 from scripts.plots import style, table1
-from scripts.plots.draw import Drawn, draw_figure
+from scripts.plots.draw import Drawn, draw_figure, time_note
 from scripts.plots.figures import FIGURES, Figure
 from scripts.plots.notes import Footer, band_note, joined, seconds_note, status_note
 from scripts.plots.output import Page, to_pdf, write
@@ -33,7 +33,10 @@ def own_page(figure: Figure, runs: Runs, quiet: Sequence[RecordedRun]) -> Page:
     drawn = [Drawn(curve, runs[curve.run]) for curve in figure.curves if curve.run in runs]
     bands = band_note(len(item.group.runs) for item in drawn)
     names = [curve.run for curve in figure.curves]
-    notes = [joined(bands, status_note(names, runs)), seconds_note(quiet, [item.group for item in drawn])]
+    notes = [
+        joined(bands, status_note(names, runs)),
+        joined(time_note(figure, drawn), seconds_note(quiet, [item.group for item in drawn])),
+    ]
     return draw_figure(figure, figure.title, drawn, Footer.of(recorded(item.group for item in drawn), notes))
 
 
@@ -53,7 +56,7 @@ def published_page(figure: Figure, runs: Runs, published: Runs, quiet: Sequence[
     bands = band_note(len(item.group.runs) for item in drawn)
     notes = [
         joined(bands, status_note(names, runs), status_note(names, published, " (published solver)")),
-        seconds_note(quiet, [item.group for item in drawn]),
+        joined(time_note(figure, drawn), seconds_note(quiet, [item.group for item in drawn])),
     ]
     title = f"{figure.title}, with the published solver"
     return draw_figure(figure, title, drawn, Footer.of(recorded(item.group for item in drawn), notes))

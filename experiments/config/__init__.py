@@ -12,6 +12,7 @@ from experiments.config.schema import (
     ResNet18Config,
     differing_keys,
     flat,
+    lengthens,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "differing_keys",
     "dump_config",
     "flat",
+    "lengthens",
     "load_config",
     "load_resolved",
     "parse_config",

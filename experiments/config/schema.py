@@ -19,6 +19,7 @@ EXECUTION_KEYS = (
     "device",
     "compile",
     "checkpoint_every",
+    "keep_checkpoint",
     "tensorboard",
     "diagnostics_every",
     "time_limit",
@@ -131,9 +132,10 @@ class Config(_Section):
     seed: Seed = 0
     order_seed: Seed | None = None
     deterministic: bool = False
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$")] = "auto"
     compile: Compile = "none"
     checkpoint_every: Count = 1
+    keep_checkpoint: bool = False
     tensorboard: bool = False
     diagnostics_every: Count | None = None
     time_limit: Positive | None = None
@@ -165,6 +167,11 @@ def differing_keys(one: Config, other: Config) -> list[str]:
     """Dotted names of the keys whose values differ, of those that decide the numbers."""
     first, second = flat(one), flat(other)
     return [key for key in {**first, **second} if key not in EXECUTION_KEYS and first.get(key) != second.get(key)]
+
+
+def lengthens(config: Config, earlier: Config) -> bool:
+    """Whether `config` is `earlier` with more epochs; without schedules, its run begins with that of `earlier`."""
+    return differing_keys(earlier, config) == ["epochs"] and config.epochs > earlier.epochs
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from experiments.command.errors import ConfigError
 from experiments.config.loading import parse_mapping
 from experiments.config.schema import Config, Count, Seed
 from experiments.config.wording import short
-from experiments.config.yaml_mapping import Mapping, apply_overrides, override_key, read_with_bases, set_key
+from experiments.config.yaml_mapping import Mapping, apply_overrides, chain_of, override_key, read_with_bases, set_key
 
 Point = dict[str, Any]
 """The value of each key of a grid at one of its points; keys as they are written there."""
@@ -68,13 +68,38 @@ def load_config_file(path: Path, overrides: Sequence[str] = (), seeds: int | Non
     _check_overrides(overrides, varied | ({"seed"} if chosen else set()) | ({"name"} if is_sweep else set()))
     mapping = apply_overrides(mapping, overrides)
     if not is_sweep:
-        return ConfigFile(path, False, tuple(_with_seeds(parse_mapping(mapping), chosen)))
+        try:
+            config = parse_mapping(mapping)
+        except ConfigError as error:
+            if "name" in mapping or not str(error).startswith("name: "):
+                raise
+            raise ConfigError(f"{error}{_for_others(path)}") from error
+        return ConfigFile(path, False, tuple(_with_seeds(config, chosen)))
     labels = _labels(points)
     configs = tuple(
         parse_mapping(_at(mapping, point, seed, labels)) for point in points for seed in chosen or [None]
     )  # fmt: skip
     _check_names(configs)
     return ConfigFile(path, True, configs)
+
+
+def _for_others(path: Path) -> str:
+    """What to do about a config without a name where others, beside it or in a folder there, extend it."""
+    found = itertools.islice(itertools.chain(path.parent.glob("*.yaml"), path.parent.glob("*/*.yaml")), 1000)
+    runs = [file for file in sorted(found) if _is_run_that_extends(file, path)]
+    if not runs:
+        return ""
+    more = f", another of the {len(runs)} that do so," if len(runs) > 1 else ""
+    return f"; {path} is there to be extended: run {runs[0]}{more} or one of your own"
+
+
+def _is_run_that_extends(file: Path, base: Path) -> bool:
+    try:
+        chain = chain_of(file)
+    except (ConfigError, OSError):
+        return False
+    is_run = any(key in mapping for mapping in chain.values() for key in ("name", "grid"))
+    return is_run and base.resolve() in (one.resolve() for one in list(chain)[1:])
 
 
 def without_seed(name: str) -> str:

@@ -94,23 +94,29 @@ def read_yaml(path: Path) -> Mapping:
 
 def read_with_bases(path: Path) -> Mapping:
     """The mapping in `path` merged over the file it `extends` (relative to it), and so on."""
-    chain: list[Mapping] = []
-    visited: list[Path] = []
-    current: Path | None = path
-    while current is not None:
-        if visited and not _is_file(current):
-            raise ConfigError(f"extends: {visited[-1]} extends {str(current)[:200]}, which is not a file")
-        if current.resolve() in (one.resolve() for one in visited):
-            names = " -> ".join(str(one) for one in [*visited, current])
-            raise ConfigError(f"extends: the files extend each other in a circle: {names}")
-        visited.append(current)
-        mapping = read_yaml(current)
-        current = _base_of(current, mapping)
-        chain.append(mapping)
     merged: Mapping = {}
-    for mapping in reversed(chain):
+    for mapping in reversed(chain_of(path).values()):
         merged = _merge(merged, mapping)
     return merged
+
+
+def chain_of(path: Path) -> dict[Path, Mapping]:
+    """`path`, the file it `extends`, and so on, each with its own mapping.
+
+    Raises:
+        ConfigError: as `read_yaml`, or a file extends what is no file, or itself.
+    """
+    chain: dict[Path, Mapping] = {}
+    current: Path | None = path
+    while current is not None:
+        if chain and not _is_file(current):
+            raise ConfigError(f"extends: {list(chain)[-1]} extends {str(current)[:200]}, which is not a file")
+        if current.resolve() in (one.resolve() for one in chain):
+            names = " -> ".join(str(one) for one in [*chain, current])
+            raise ConfigError(f"extends: the files extend each other in a circle: {names}")
+        chain[current] = mapping = read_yaml(current)
+        current = _base_of(current, mapping)
+    return chain
 
 
 def apply_overrides(mapping: Mapping, overrides: Sequence[str]) -> Mapping:

@@ -12,8 +12,9 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from experiments.command.errors import ConfigError, RecordError, reason
-from experiments.config import Config, load_resolved
+from experiments.config import Config, lengthens, load_resolved
 from experiments.config.wording import one_line, short
+from experiments.folder.checkpoint import CHECKPOINT
 from experiments.folder.lock import holder
 from experiments.folder.write import COLUMNS, CONFIG, DIAGNOSTICS, LAYER_COLUMNS, METRICS, SUMMARY
 
@@ -81,15 +82,22 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary
 
 
-def refuse_finished(folder: Path) -> None:
+def refuse_finished(folder: Path, config: Config) -> None:
     """
     Raises:
-        RecordError: the folder holds a run that is over.
+        RecordError: the folder holds a run that is over, and not one that `config` makes longer.
     """
     summary = read_summary(folder)
-    if summary is not None:
+    if summary is None:
+        return
+    if not ((folder / CONFIG).is_file() and lengthens(config, read_config(folder))):
         raise RecordError(f"{folder}: already holds a {summary['status']} run; "
                           "give --overwrite or another --output")  # fmt: skip
+    # One that diverged is short, and begins again.
+    if summary["status"] == "finished" and not (folder / CHECKPOINT).exists():
+        raise RecordError(f"{folder}: holds a finished run of {summary['epochs']} epochs, which cannot be made longer, "
+                          "as its last state was not kept (keep_checkpoint: true keeps it); give --overwrite or "
+                          "another --output")  # fmt: skip
 
 
 def read_config(folder: Path) -> Config:

@@ -33,6 +33,7 @@ class RunWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._keeps_checkpoint = False
         self._rows: list[list[Any]] = []
         self._layer_rows: list[list[Any]] = []
 
@@ -53,9 +54,12 @@ class RunWriter:
 
         Without any, that is a fresh start, and a checkpoint is removed, too.
         """
+        self._keeps_checkpoint = config.keep_checkpoint
         self._rows = [COLUMNS, *map(_row, records)]
         self._layer_rows = [LAYER_COLUMNS, *map(_row, layer_records)]
         with writing(self.folder):
+            if records:  # with the checkpoint, a run that is made longer is none that is over
+                (self.folder / SUMMARY).unlink(missing_ok=True)
             self._write(CONFIG, dump_config(config))  # first: where it cannot be written, all else is kept
             (self.folder / SUMMARY).unlink(missing_ok=True)
             if not layer_records:
@@ -76,10 +80,11 @@ class RunWriter:
             save_checkpoint(self.folder, state)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write the summary, with which the run is over, and remove the checkpoint."""
+        """Write the summary, with which the run is over, and remove the checkpoint unless it is to be kept."""
         with writing(self.folder):
             self._write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-            remove_checkpoint(self.folder)
+            if not self._keeps_checkpoint:
+                remove_checkpoint(self.folder)
 
     def _write_rows(self) -> None:
         # The whole file each time: a row is never half there, and a thousand epochs are 100 kB.

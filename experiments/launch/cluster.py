@@ -52,7 +52,7 @@ def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters:
         except Exception as error:  # whatever the cluster answers: the other runs may still be taken
             return _Job(run, None, f"cannot be submitted: {reason(error)}")
 
-    yield from watch(runs, start, jobs or len(runs))
+    yield from watch(runs, start, jobs or len(runs), "submitted")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 
 from experiments.command import interrupts
 from experiments.command.errors import ConfigError, Interrupted, RecordError, reason
-from experiments.config import Config, differing_keys, dump_config, parse_config
+from experiments.config import Config, differing_keys, dump_config, lengthens, parse_config
 from experiments.data.datasets import Data
 from experiments.folder.checkpoint import load_checkpoint, refuse_checkpoint
 from experiments.folder.environment import describe_environment
@@ -56,7 +56,7 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
 
         run = _Run(config, data, device)
         if not afresh:
-            refuse_finished(folder)  # another process may have finished it before this one had the folder
+            refuse_finished(folder, config)  # another process may have finished it before this one had the folder
             run.restore(folder)
         writer.start(config, run.records, run.layer_records)
         write_events = stack.enter_context(event_writer(folder, config, run.records))
@@ -82,6 +82,8 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
             if record.epoch and record.epoch % config.checkpoint_every == 0 and not run.is_complete:
                 writer.checkpoint(run.state_dict())
         summary = run.summary()
+        if config.keep_checkpoint and summary["status"] == "finished":
+            writer.checkpoint(run.state_dict())
         writer.finish(summary)
     last, epochs = run.records[-1], f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
     epochs += " (time limit)" * ("ended_by" in summary)
@@ -155,13 +157,12 @@ class _Run:
         """
         state = load_checkpoint(folder)
         if state is None:
-            if (folder / CONFIG).is_file() and (keys := differing_keys(read_config(folder), self.config)):
+            if (folder / CONFIG).is_file() and (keys := self._differing(read_config(folder))):
                 raise RecordError(f"{folder}: holds an unfinished run of another config (different: "
                                   f"{', '.join(keys)}); give --overwrite or another --output")  # fmt: skip
             return
         try:
-            keys = differing_keys(parse_config(state["config"]), self.config)
-            if keys:
+            if keys := self._differing(parse_config(state["config"])):
                 raise refuse_checkpoint(folder, f"of another config (different: {', '.join(keys)})")
             if state["data"] != self.data.identity:
                 raise refuse_checkpoint(folder, "made with other data than data.root now holds")
@@ -174,6 +175,10 @@ class _Run:
             self._earlier_seconds = state["seconds"]
         except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
             raise refuse_checkpoint(folder, f"of another version of this project ({reason(error, 100)})") from error
+
+    def _differing(self, earlier: Config) -> list[str]:
+        """The keys that make the run of `earlier` another one than the beginning of this one."""
+        return [] if lengthens(self.config, earlier) else differing_keys(earlier, self.config)
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from experiments.command.errors import RecordError
 from experiments.folder.checkpoint import remove_checkpoint
+from experiments.folder.read import read_config
 from experiments.launch.plan import PlannedRun
 
 
@@ -23,7 +24,8 @@ def skipped(run: PlannedRun) -> Outcome | None:
     try:
         if not run.is_done():
             return None
-        remove_checkpoint(run.folder)  # which a kill after the last step may have left
+        if not read_config(run.folder).keep_checkpoint:
+            remove_checkpoint(run.folder)  # which a kill after the last step may have left
     except (RecordError, OSError) as error:
         return Outcome(run, True, str(error))
     return Outcome(run, False, f"{run.config.name}: skipped, already in {run.folder}")

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from experiments.command.errors import ConfigError, RecordError
-from experiments.config import Config, differing_keys
+from experiments.config import Config, differing_keys, lengthens
 from experiments.config.sweep_file import ConfigFile, load_config_file
 from experiments.folder.events import check_tensorboard
-from experiments.folder.read import read_config, read_summary
+from experiments.folder.read import read_config, read_summary, refuse_finished
 from experiments.folder.write import CONFIG
 from experiments.training.compilation import check_compile
 from experiments.training.device import resolve_device
@@ -34,17 +34,20 @@ class PlannedRun:
         """Whether the folder holds a finished run of just this config.
 
         Raises:
-            RecordError: it holds one of another config, finished or not, or one made on another kind of device than the
-                config asks for.
+            RecordError: it holds one of another config, finished or not, which this one does not make longer, or one
+                made on another kind of device than the config asks for.
         """
         if self.afresh or not (self.folder / CONFIG).is_file():
             return False
         summary = read_summary(self.folder)
-        keys = differing_keys(read_config(self.folder), self.config)
-        if keys:
+        earlier = read_config(self.folder)
+        longer = lengthens(self.config, earlier)
+        if not longer and (keys := differing_keys(earlier, self.config)):
             raise RecordError(f"{self.folder}: holds a run of another config (different: "
                               f"{', '.join(keys)}); give --overwrite or another --output")  # fmt: skip
-        if summary is None:
+        if longer:
+            refuse_finished(self.folder, self.config)
+        if longer or summary is None:
             return False
         if self.device and self.config.device != "auto" and summary["device"] != self.device.type:
             raise RecordError(f"{self.folder}: holds a run made on {summary['device']}, not on {self.device.type}; "

@@ -62,8 +62,9 @@ class _Process:
     def outcome(self) -> Outcome | None:
         if self._outcome is None and (code := self._process.poll()) is not None:
             self._free.append(self._device)
-            said = (self._errors if code else self._output).read_text(encoding="utf-8", errors="replace")
-            text = said.strip().removeprefix("error: ")
+            said = (self._errors if code else self._output).read_text(encoding="utf-8", errors="replace").strip()
+            # Of the output the last line; those before are of a run under way.
+            text = said.removeprefix("error: ") if code else said.rpartition("\n")[2]
             self._outcome = Outcome(self.run, code != 0, text or f"ended by {_cause(code)}")
         return self._outcome
 

@@ -1,17 +1,23 @@
-"""The bar of one run."""
+"""How far one run is: a bar, or a line now and then."""
 
 from __future__ import annotations
 
 import math
+import time
 
 from tqdm import tqdm
 
 from experiments.config import Config
 from experiments.training.train import EpochRecord
 
+LINE_SECONDS = 60.0
+"""From one line about what goes on to the next."""
+
 
 class Progress:
-    """A bar over all examples of the run; silent when stderr is no terminal."""
+    """A bar over all examples of the run; where stderr is no terminal, lines on stdout: one at the start, and at the
+    end of an epoch where the last line is a minute old.
+    """
 
     def __init__(self, config: Config, train_examples: int, done: int = 0) -> None:
         self._config, self._examples = config, train_examples
@@ -23,6 +29,8 @@ class Progress:
             leave=False,
             bar_format="{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
         )
+        if self._bar.disable:
+            self._print(f"under way, epoch {done // train_examples}/{config.epochs}")
 
     def advance(self, examples: int) -> None:
         self._bar.update(examples)
@@ -31,11 +39,17 @@ class Progress:
         """`seconds`: what all epochs so far took."""
         epochs = self._config.expected_epochs(record.epoch, seconds)
         self._bar.total = epochs * self._examples
-        speed = self._examples / record.epoch_seconds if record.epoch_seconds else math.nan
-        self._bar.set_postfix_str(
-            f"epoch {record.epoch}/{epochs}, train loss {record.train_loss:.4f}, "
-            f"val loss {record.val_loss:.4f}" + (f", {speed:,.0f} images/s" if record.epoch else "")
-        )
+        text = f"epoch {record.epoch}/{epochs}, train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}"
+        if record.epoch:
+            text += f", {self._examples / (record.epoch_seconds or math.nan):,.0f} images/s"
+        self._bar.set_postfix_str(text)
+        # After the last epoch comes the line that says how the run ended.
+        if self._bar.disable and record.epoch < epochs and time.monotonic() - self._printed >= LINE_SECONDS:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        print(f"{self._config.name}: {text}", flush=True)
+        self._printed = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self

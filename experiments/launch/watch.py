@@ -28,14 +28,19 @@ class Job(Protocol):
         """Ask it to save its state and end."""
 
 
-def watch(runs: Sequence[PlannedRun], start: Callable[[PlannedRun], Job], at_once: int) -> Iterator[Outcome]:
+def watch(
+    runs: Sequence[PlannedRun], start: Callable[[PlannedRun], Job], at_once: int, started: str = "started"
+) -> Iterator[Outcome]:
     """Start `runs` in their order, `at_once` at a time, and yield outcomes as they come.
+
+    Args:
+        started: the word for it, for people.
 
     Raises:
         Interrupted: by SIGINT or SIGTERM, once all jobs have ended.
     """
     waiting, jobs = deque(runs), list[Job]()
-    with interrupts.deferred() as signalled, Board(runs) as board:
+    with interrupts.deferred() as signalled, Board(runs, started) as board:
         try:
             while waiting or jobs:
                 if (number := signalled()) is not None:
@@ -46,8 +51,10 @@ def watch(runs: Sequence[PlannedRun], start: Callable[[PlannedRun], Job], at_onc
                     run = waiting.popleft()
                     # Another process may have done it in the meantime.
                     if (outcome := skipped(run)) is not None:
+                        board.ended(run)
                         yield outcome
                     else:
+                        board.started(run)
                         jobs.append(start(run))
                 for job in list(jobs):
                     if (outcome := job.outcome()) is not None:

@@ -27,6 +27,10 @@ class Drawn:
     group: Replicates
     published: bool = False
 
+    @property
+    def label(self) -> str:
+        return self.curve.label + (", published solver" if self.published else "")
+
 
 def x_ends(figure: Figure, drawn: Sequence[Drawn]) -> dict[str, float]:
     """Where the epoch and the time axes end; baselines run on beyond.
@@ -42,6 +46,14 @@ def x_ends(figure: Figure, drawn: Sequence[Drawn]) -> dict[str, float]:
         "epoch": max(group.epochs for group in proxprop),
         "seconds": max((group.seconds for group in timed), default=1.0),
     }
+
+
+def time_note(figure: Figure, drawn: Sequence[Drawn]) -> str:
+    """Which curves run on beyond the end of the time axis, and whose end that is; nothing where none does."""
+    end = x_ends(figure, drawn)["seconds"] if drawn else math.inf
+    longer = [item.label for item in drawn if item.group.seconds > 1.02 * end]
+    last = [item.label for item in drawn if item.group.seconds == end]
+    return f"time axes end with {', '.join(last)}; longer, and cut off there: {', '.join(longer)}" if longer else ""
 
 
 def _is_timed(group: Replicates) -> bool:
@@ -75,7 +87,7 @@ def draw_curves(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) 
             markerfacecolor="white" if item.published else line.color,
             # Each curve marks other epochs than its neighbour, so that markers do not cover.
             markevery=(index * step // 3 % step, step),
-            label=item.curve.label + (", published solver" if item.published else ""),
+            label=item.label,
         )
 
 
@@ -105,23 +117,22 @@ def mark_divergence(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: flo
 
 
 def draw_references(axes: Axes, references: Sequence[Reference]) -> None:
-    """Thin lines at what the paper states, labelled at the right: the highest above its line, the others below."""
-    highest = max((reference.value for reference in references), default=0.0)
-    for reference in references:
-        color = style.LINES[reference.style].color
-        axes.axhline(reference.value, color=color, linewidth=0.8, linestyle=":", zorder=1)
-        axes.annotate(
-            f"{reference.label} {100 * reference.value:g} %",
-            (1, reference.value),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 1.5 if reference.value == highest else -1.5),
-            textcoords="offset points",
-            fontsize=6.5,
-            color=color,
-            ha="right",
-            va="bottom" if reference.value == highest else "top",
-            zorder=6,
+    """Thin lines at what the paper states, explained in the lower right corner, which accuracies leave free."""
+    lines = [
+        axes.axhline(
+            reference.value,
+            color=style.LINES[reference.style].color,
+            linewidth=0.8,
+            linestyle=":",
+            zorder=1,
+            label=f"{reference.label} {100 * reference.value:g} %",
         )
+        for reference in references
+    ]
+    if lines:
+        lines.sort(key=lambda line: -line.get_ydata()[0])
+        look = {"frameon": True, "edgecolor": "none", "fontsize": 6.5, "handlelength": 1.6, "labelcolor": "linecolor"}
+        axes.legend(handles=lines, loc="lower right", **look)
 
 
 def draw_panel(
@@ -148,12 +159,18 @@ def loss_limits(panel: Panel, drawn: Sequence[Drawn], x_end: float) -> tuple[flo
     So a diverging curve leaves at the top rather than flatten the others.
     """
     shown = [points(item.group.runs, panel.x, panel.y, x_end) for item in drawn]
-    losses = np.concatenate([one.ys - np.nan_to_num(one.std) * side for one in shown for side in (-1, 1)])  # the bands
-    losses = losses[losses > 0]
-    if not losses.size:
+    means = np.concatenate([one.ys for one in shown])
+    stds = np.nan_to_num(np.concatenate([one.std for one in shown]))
+    if not (means > 0).any():
         return 0.1, 10.0
     highest = 2 * max(item.group.train_loss(0).mean for item in drawn)
-    return 0.85 * losses.min(), 1.2 * min(losses.max(), highest)
+    return 0.85 * log_bottom(means, stds), 1.2 * min((means + stds).max(), highest)
+
+
+def log_bottom(means: np.ndarray, stds: np.ndarray) -> float:
+    """The lowest of positive means and the bands below them, but of a band at most a decade, as it may reach zero."""
+    means, stds = means[means > 0], stds[means > 0]
+    return float(np.maximum(means - stds, means / 10).min())
 
 
 def scale_loss(axes: Axes, low: float, high: float) -> None:

@@ -146,4 +146,4 @@ def sort_key(value: Any) -> tuple[bool, float, list[tuple[bool, int, str]]]:
     if isinstance(value, (int, float)):
         return (False, float(value), [])
     parts = re.findall(r"\d+|\D+", label(value))
-    return (True, 0.0, [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts])
+    return (True, 0.0, [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts])

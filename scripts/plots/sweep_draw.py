@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentF
 
 from experiments.command.errors import RecordError
 from scripts.plots import style
-from scripts.plots.draw import draw_band, new_page, scale_loss
+from scripts.plots.draw import draw_band, log_bottom, new_page, scale_loss
 from scripts.plots.notes import Footer, band_note, joined
 from scripts.plots.sweep import NUMBERS, Answer, label, sort_key
 
@@ -136,19 +136,21 @@ def _scale_x(axes: Axes, answer: Answer, scale: str | None) -> dict[str, float]:
 def _scale_y(axes: Axes, answer: Answer, scale: str | None) -> float:
     """Scale the y axis and return its top: at most twice the loss before training, so that no curve flattens others."""
     name = answer.question.y
-    values = [cell.stat.mean for cell in answer.cells if math.isfinite(cell.stat.mean)]
-    if not values:
+    stats = [cell.stat for cell in answer.cells if math.isfinite(cell.stat.mean)]
+    if not stats:
         return math.inf
+    means, stds = np.array([stat.mean for stat in stats]), np.nan_to_num([stat.std for stat in stats])
     if name.endswith("accuracy"):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    low, high = min(values), max(values)
+    low, high = means.min(), (means + stds).max()
     if (start := _before_training(answer)) is not None:
         high = max(high, start) if low > start else min(max(high, start), 2 * start)
     if scale == "log" and low <= 0:
         raise RecordError(f"--yscale: log needs positive numbers, but {name} is {low:g} in a run")
     if scale == "log" or (scale is None and low > 0 and high > 5 * low):
-        scale_loss(axes, low / 1.2, 1.2 * high)
+        scale_loss(axes, log_bottom(means, stds) / 1.2, 1.2 * high)
         return 1.2 * high
+    low = (means - stds).min()
     margin = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
     return high + margin

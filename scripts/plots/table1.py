@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments.folder.read import RecordedRun
 from scripts.plots import style
-from scripts.plots.draw import draw_band, new_page, scale_loss
+from scripts.plots.draw import draw_band, log_bottom, new_page, scale_loss
 from scripts.plots.notes import Footer, joined
 from scripts.plots.paper_numbers import STEP_SIZES, TABLE_1
 from scripts.plots.sweep import Answer, Cell, Question, answer
@@ -94,9 +94,11 @@ def draw_table1(rows: Sequence[Row], found: Answer) -> Page:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("Step size τ (optimizer.lr)")
     axes.set_ylabel("Full-batch training loss (cross-entropy)")
-    measured = [cell.stat.mean for row in rows for cell in row.cells if cell and cell.stat.mean > 0]
-    known = [*measured, *(loss for losses in TABLE_1.values() for loss in losses if loss > 0)]
-    scale_loss(axes, min(known) / 1.6, TOP)
+    stats = [cell.stat for row in rows for cell in row.cells if cell and cell.stat.mean > 0]
+    papers = [loss for losses in TABLE_1.values() for loss in losses if loss > 0]
+    means = np.array([*(stat.mean for stat in stats), *papers])
+    stds = np.nan_to_num([*(stat.std for stat in stats), *(0.0 for _ in papers)])
+    scale_loss(axes, log_bottom(means, stds) / 1.6, TOP)
     handles = [_draw_row(axes, row) for row in rows]
     tops: dict[float, list[tuple[str, str]]] = {tau: [] for tau in STEP_SIZES}
     for row in rows:

@@ -29,6 +29,7 @@ VALID = {
     "deterministic": False,
     "device": "cpu",
     "checkpoint_every": 1,
+    "keep_checkpoint": False,
     "tensorboard": False,
 }
 SECTIONS = ["", "model", "data", "optimizer", "proxprop"]

@@ -20,7 +20,7 @@ from experiments.config import load_config
 from experiments.data.datasets import load
 from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from experiments.folder.environment import describe_environment
-from experiments.folder.read import read_metrics, read_summary
+from experiments.folder.read import read_config, read_metrics, read_summary
 from experiments.folder.write import RunWriter
 from experiments.launch.execute import execute
 from experiments.run import main
@@ -453,6 +453,94 @@ def test_how_a_run_is_carried_out_may_change_on_the_way(write_config, run_until,
     assert_same_run(TINY, Path("whole"))
 
 
+# --- more epochs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("optimizer", "proxprop"), [(PROX_SGD, PROX), (ADAM, GRADIENT)])
+@pytest.mark.parametrize("minibatches", [None, 1, BATCHES + 1, 2 * BATCHES])
+def test_a_run_made_longer_is_a_run_of_that_length(write_config, run_until, minibatches, optimizer, proxprop):
+    """Finished or stopped, and before its first checkpoint, too."""
+    path = str(write_config(optimizer=optimizer, proxprop=proxprop, epochs=2, keep_checkpoint=True))
+    if minibatches is None:
+        assert main([path]) == 0
+    else:
+        assert run_until(minibatches, [path]) == 143
+    assert main([path, "epochs=5"]) == 0
+    assert main([path, "epochs=5", "--output", "whole"]) == 0
+    assert_same_run(TINY, Path("whole"))
+    assert read_config(TINY) == load_config(path, ["epochs=5"])
+    assert_same_state(load_checkpoint(TINY)["training"], load_checkpoint(Path("whole"))["training"])
+
+
+def test_a_sweep_makes_its_runs_longer_and_keeps_their_states(write_config, capsys):
+    for name in "ab":
+        write_config(name, keep_checkpoint=name == "a")
+    assert sweep.main(["configs"]) == 0
+    before = load_checkpoint(Path("results/configs/a"))
+    capsys.readouterr()
+    assert sweep.main(["configs"]) == 0
+    assert capsys.readouterr().out.count("skipped, already") == 2
+    assert load_checkpoint(Path("results/configs/a"))["records"] == before["records"]
+
+    assert sweep.main(["configs", "epochs=4"]) == 2  # before anything runs
+    line = "results/configs/b: holds a finished run of 2 epochs, which cannot be made longer, as its last state was not"
+    assert one_line_error(capsys).startswith(line)
+    assert sweep.main(["configs/a.yaml", "epochs=4"]) == 0
+    assert sweep.main(["configs/a.yaml", "epochs=4", "keep_checkpoint=false"]) == 0
+    assert "a: skipped, already" in capsys.readouterr().out
+    assert read_summary(Path("results/configs/a"))["epochs"] == 4
+    assert (Path("results/configs/a") / CHECKPOINT).exists()  # as the run was made
+
+
+def test_a_run_is_not_made_shorter_nor_longer_with_other_settings(write_config, run_until, capsys):
+    path = str(write_config(epochs=4, keep_checkpoint=True))
+    assert run_until(BATCHES + 1, [path]) == 143
+    for arguments, keys in ([["epochs=3"], "epochs"], [["epochs=5", "seed=2"], "epochs, seed"]):
+        capsys.readouterr()
+        assert main([path, *arguments]) == 2
+        assert f"of another config (different: {keys})" in one_line_error(capsys)
+    assert main([path]) == 0
+    for epochs in (3, 4):
+        capsys.readouterr()
+        assert main([path, f"epochs={epochs}"]) == 2
+        assert one_line_error(capsys).startswith(f"{TINY}: already holds a finished run; ")
+
+
+def test_a_diverged_run_with_more_epochs_is_the_same_run(write_config, capsys):
+    path = str(write_config(optimizer={"name": "sgd", "lr": 1e30}, keep_checkpoint=True))
+    assert sweep.main([path]) == 0
+    before = numbers(TINY)
+    assert not (TINY / CHECKPOINT).exists()
+    assert sweep.main([path, "epochs=5"]) == 0
+    assert numbers(TINY) == before
+    assert read_config(TINY).epochs == 5
+    assert read_summary(TINY)["status"] == "diverged"
+
+
+def test_a_kill_while_a_run_is_made_longer_loses_nothing(write_config, monkeypatch):
+    """Between any two of the files that its start writes."""
+    path = str(write_config(keep_checkpoint=True))
+    assert main([path]) == 0
+    assert main([path, "epochs=4", "--output", "whole"]) == 0
+    before = (TINY / "metrics.csv").read_text()
+    for killed_at in ("config.yaml", "metrics.csv"):
+        write = RunWriter._write
+
+        def killed(self, name, text, killed_at=killed_at, write=write):
+            if name == killed_at:
+                raise KeyboardInterrupt
+            write(self, name, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunWriter, "_write", killed)
+            with pytest.raises(KeyboardInterrupt, match=r"^$"):
+                main([path, "epochs=4"])
+        assert read_summary(TINY) is None
+        assert (TINY / "metrics.csv").read_text() == before
+    assert main([path, "epochs=4"]) == 0
+    assert_same_run(TINY, Path("whole"))
+
+
 def test_other_environments_are_kept_in_the_summary(write_config, run_until, monkeypatch):
     path = str(write_config(epochs=5))
     assert run_until(BATCHES + 1, [path]) == 143
@@ -491,7 +579,7 @@ def test_a_sweep_goes_on_from_its_runs_checkpoints(write_config, run_until, caps
         write_config(name, epochs=3, optimizer=SGD)
     assert run_until(3 * BATCHES + 2, ["configs"], main=sweep.main) == 143  # in b's first epoch
     out, err = capsys.readouterr()
-    assert out.startswith("a: finished, 3 epochs")
+    assert "a: finished, 3 epochs" in out
     assert err.startswith(
         "interrupted: b: stopped after epoch 0 and 2 minibatches, its state saved in results/configs/b;"
     )
@@ -536,7 +624,10 @@ def test_an_operation_without_a_deterministic_algorithm_is_one_line(write_config
     monkeypatch.setattr("experiments.launch.execute.build", lambda config: model)
     path = str(write_config(deterministic=True))
     assert main([path]) == 2
-    assert one_line_error(capsys).startswith("deterministic: cannot be true here: put_")
+    out, err = capsys.readouterr()
+    assert out == "tiny: under way, epoch 0/2\n"
+    assert err.startswith("error: deterministic: cannot be true here: put_")
+    assert err.count("\n") == 1
     assert not torch.are_deterministic_algorithms_enabled()
     assert main([path, "deterministic=false", "--overwrite"]) == 0
 

@@ -1,6 +1,7 @@
 """One run: what it leaves on disk, and that nothing computed is lost."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_what_a_run_leaves(write_config, capsys):
     path = write_config(seed=3)
     assert main([str(path), "optimizer.lr=0.2"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("tiny: finished, 2 epochs, train loss ")
+    assert re.fullmatch(r"tiny: under way, epoch 0/2\ntiny: finished, 2 epochs, train loss .*\n", out)
     assert out.endswith(f", wrote {TINY}\n")
     assert err == ""  # the bar is silent when stderr is no terminal
     assert sorted(file.name for file in TINY.iterdir()) == [

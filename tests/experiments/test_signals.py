@@ -60,7 +60,7 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(write_config, start, wai
     wait_until(lambda: rows(TINY) >= 2 or process.poll() is not None)  # the header, and the start
     process.send(number)
     assert process.wait() == code
-    assert process.output == ""
+    assert process.output == "tiny: under way, epoch 0/2\n"
     line = re.fullmatch(
         r"interrupted: tiny: stopped after epoch (\d)(?: and (\d+) minibatches)?, its state saved in "
         r"results/configs/tiny; the same command goes on from there\n",
@@ -174,7 +174,7 @@ def test_a_run_stops_after_the_minibatch_it_is_in(expected, run_until, capsys, m
     capsys.readouterr()
     assert run_until(minibatches, ["configs/tiny.yaml"], [number]) == code
     assert capsys.readouterr() == (
-        "",
+        "tiny: under way, epoch 0/3\n",
         f"interrupted: tiny: stopped after epoch {epoch} and {batch} minibatches, its state saved in {TINY}; "
         "the same command goes on from there\n",
     )

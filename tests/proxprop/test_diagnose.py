@@ -110,8 +110,8 @@ def test_digits_are_those_that_the_direction_has(name, mode):
 
 
 def test_digits_are_sampled_from_many_outputs():
-    layer, x = ProxPropLinear(30, 200, tau_prox=5.0, optimization_mode="prox_exact"), torch.randn(20, 30)
-    gradient = torch.randn(20, 200)
+    layer, x = ProxPropLinear(30, 40, tau_prox=5.0, optimization_mode="prox_exact"), torch.randn(20, 30)
+    gradient = torch.randn(20, 40)
     gradient[:, ::2] = 0  # outputs that get no step say nothing
     (row,) = diagnose(layer, *with_gradient(gradient, x)).layers
     error = oracle.relative_error(directions(layer, [x], gradient), oracle.exact(layer, [x], gradient, 5.0))

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.command.errors import RecordError
 from experiments.folder.read import read_run
-from scripts.plots.draw import Drawn, draw_figure, loss_limits, x_ends, x_unit
+from scripts.plots.draw import Drawn, draw_figure, loss_limits, time_note, x_ends, x_unit
 from scripts.plots.figures import FIGURE_2, FIGURE_3, FIGURES, LOSS_BY_EPOCH, LOSS_BY_TIME
 from scripts.plots.notes import (
     Footer,
@@ -182,20 +182,26 @@ def test_footers_stay_on_the_page_and_off_the_axes(tmp_path: Path, commits: int)
 def test_what_the_paper_states_is_drawn_where_it_belongs(figure, tmp_path: Path) -> None:
     for data in ("digits", "cifar10"):
         for curve in figure.curves:
-            write_run(tmp_path / data / curve.run, settings={"data": {"name": data}})
+            write_run(tmp_path / data / curve.run, epochs=9, settings={"data": {"name": data}})
     digits = draw_figure(figure, "", drawn(figure, load_runs(tmp_path / "digits")), Footer.of([], []))
-    assert not any(axes.texts for axes in digits.axes)
+    assert not any(axes.get_legend() for axes in digits.axes)
     items = drawn(figure, load_runs(tmp_path / "cifar10"))
     page = draw_figure(figure, figure.title, items, Footer.of([], []))
+    FigureCanvasAgg(page).draw()
     for axes, panel in zip(page.axes, figure.panels, strict=True):
-        labels = [text.get_text() for text in axes.texts]
-        accuracies = [reference.value for reference in figure.references]
-        assert len(labels) == (len(accuracies) if panel.y == "val_accuracy" else 0)
-        for label, value in zip(labels, accuracies, strict=False):
-            assert label.startswith("paper, ")
-            assert label.endswith(f"{100 * value:g} %")
+        legend = axes.get_legend()
+        if panel.y != "val_accuracy":
+            assert legend is None
+            continue
+        accuracies = sorted((reference.value for reference in figure.references), reverse=True)
+        for text, value in zip(legend.get_texts(), accuracies, strict=True):
+            assert text.get_text().startswith("paper, ")
+            assert text.get_text().endswith(f"{100 * value:g} %")
             low, high = axes.get_ylim()
             assert low < value < high
+        box = legend.get_window_extent()  # where no curve is
+        for line in axes.lines:
+            assert not any(box.contains(x, y) for x, y in axes.transData.transform(np.column_stack(line.get_data())))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +232,16 @@ def test_axes_without_a_proxprop_run_end_with_the_baseline(tmp_path: Path) -> No
     assert ends == {"epoch": 7, "seconds": 7}
 
 
+def test_curves_that_the_time_axis_cuts_off_are_named(tmp_path: Path) -> None:
+    runs = load_runs(write_suite(tmp_path))
+    assert time_note(FIGURE_3, drawn(FIGURE_3, runs)) == (
+        "time axes end with Adam + ProxProp (3 cg); longer, and cut off there: Adam + BackProp, Adam + ProxProp (10 cg)"
+    )
+    del runs["mlp_sgd_gradient"], runs["mlp_sgd_exact"]
+    assert time_note(FIGURE_2, drawn(FIGURE_2, runs)) == ""
+    assert time_note(FIGURE_2, []) == ""
+
+
 @pytest.mark.parametrize(("seconds", "size", "unit"), [(0, 1, "seconds"), (300, 60, "minutes"), (9000, 3600, "hours")])
 def test_time_unit_suits_the_axis(seconds: float, size: int, unit: str) -> None:
     assert x_unit(LOSS_BY_TIME, seconds) == (size, f"Training time ({unit})")
@@ -238,6 +254,16 @@ def test_a_diverging_curve_does_not_flatten_the_others(tmp_path: Path) -> None:
     low, high = loss_limits(LOSS_BY_EPOCH, items, 30)
     assert 1 < low < 2.3
     assert 2.3 < high < 6
+
+
+def test_a_band_is_within_the_loss_axis_but_for_what_a_logarithm_cannot_show(tmp_path: Path) -> None:
+    for spread in (0.2, 0.9):
+        group = Replicates("mlp_sgd_cg3", tuple(read_run(write_run(tmp_path / f"{spread},{n}")) for n in range(2)))
+        for sign, run in zip((-1, 1), group.runs, strict=True):
+            run.metrics["train_loss"] = 1.0 + sign * spread
+        low, high = loss_limits(LOSS_BY_EPOCH, [Drawn(FIGURE_2.curves[1], group)], 30)
+        assert low == pytest.approx(0.85 * max(1 - spread * math.sqrt(2), 0.1))
+        assert high == pytest.approx(1.2 * min(1 + spread * math.sqrt(2), 2))
 
 
 def test_provenance_lists_what_differs(tmp_path: Path) -> None:

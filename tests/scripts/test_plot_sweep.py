@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from experiments.folder.read import find_runs, read_run
 from scripts.plot_sweep import main
 from scripts.plots import sweep_draw
-from scripts.plots.sweep import Question, answer, label
+from scripts.plots.sweep import Question, answer, label, sort_key
 
 from .synthetic import write_run
 
@@ -141,6 +141,16 @@ def test_losses_far_above_the_start_are_drawn_upright(tmp_path: Path) -> None:
     assert bottom < last_loss(tmp_path / "runs" / "0.5") < top
 
 
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_bands_are_within_the_axis(tmp_path: Path, scale: str) -> None:
+    write_sweep(tmp_path / "runs", seeds=3)
+    found = answer(Question(X, HUE, "train_loss"), [read_run(folder) for folder in find_runs(tmp_path / "runs")])
+    low = min(cell.stat.mean - cell.stat.std for cell in found.cells)
+    bottom, top = sweep_draw.draw_sweep(found, yscale=scale).axes[0].get_ylim()
+    assert bottom < low
+    assert max(cell.stat.mean + cell.stat.std for cell in found.cells) < top
+
+
 def test_logarithms_of_what_is_not_positive_are_refused(tmp_path: Path, capsys) -> None:
     for lr in (0.0, 1.0):
         settings = {"optimizer": {"name": "sgd", "lr": 1.0, "momentum": lr / 2}}
@@ -235,3 +245,7 @@ def test_modes_are_ordered_by_their_number(tmp_path: Path) -> None:
 )
 def test_labels(value: object, text: str) -> None:
     assert label(value) == text
+
+
+def test_digits_that_are_no_numbers_are_text() -> None:
+    assert sorted(["cg10", "²", "cg3", "٣"], key=sort_key) == ["cg3", "cg10", "²", "٣"]

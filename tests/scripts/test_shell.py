@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ case "$*" in
     *hashlib*) cksum < "${{@: -1}}" ;;
     *ensurepip*) exit {no_ensurepip} ;;
     "-m venv"*) mkdir -p "${{@: -1}}/bin" && cp "$0" "${{@: -1}}/bin/python" ;;
-    *"pip install"*) echo pip >> "$FAKE_LOG"; exit "${{FAKE_PIP:-0}}" ;;
+    *"pip install"*) [ "$PIP_USER$PIP_TARGET$PIP_PREFIX$PIP_ROOT" = 0 ] || exit 1
+        echo pip >> "$FAKE_LOG"; exit "${{FAKE_PIP:-0}}" ;;
 esac
 """
 
@@ -233,6 +235,73 @@ def test_uv_is_not_kept_from_it_by_other_settings_of_pip(checkout: Path, tmp_pat
     assert log(tmp_path) == ["uv pip"]
 
 
+@pytest.mark.parametrize("name", ["PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"])
+def test_pip_installs_into_the_environment_whatever_the_users_settings(
+    checkout: Path, tmp_path: Path, name: str
+) -> None:
+    fake_python(tmp_path)
+    done = use_environment(checkout, tmp_path, **{name: "1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log(tmp_path) == ["pip"]
+
+
+def test_python_finds_this_folder_whatever_the_users_settings(checkout: Path) -> None:
+    script = f'. "{checkout}/scripts/environment.sh" && cd "$ROOT/.." && exec {sys.executable} -c "import beside"'
+    (checkout.parent / "beside.py").write_text("print('found')")
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "PYTHONSAFEPATH": "1"}, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("found\n", "")
+
+
+def linked_venv(checkout: Path, tmp_path: Path, python: str | None) -> Path:
+    """`.venv` as a link to an environment with this Python, or to nothing."""
+    folder = tmp_path / "elsewhere"
+    (checkout / ".venv").symlink_to(folder)
+    if python is not None:
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").write_text(f'#!/bin/bash\ncase "$*" in\n{python}\nesac\n')
+        (folder / "bin" / "python").chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("python", "line"),
+    [
+        (None, "is a link to what has no Python 3.10 or newer: remove the link and run this again"),
+        (
+            "*version_info*) exit 1 ;;",
+            "is a link to what has no Python 3.10 or newer: remove the link and run this again",
+        ),
+        (
+            "*check_environment*) echo torch; exit 1 ;;",
+            "is a link to an environment that lacks torch: install that there, or remove the link, and run this again",
+        ),
+    ],
+    ids=["nothing", "old", "lacking"],
+)
+def test_a_link_to_an_environment_that_does_not_do_is_left_alone(
+    checkout: Path, tmp_path: Path, python: str | None, line: str
+) -> None:
+    fake_python(tmp_path)
+    fake_uv(tmp_path)
+    folder = linked_venv(checkout, tmp_path, python)
+    done = use_environment(checkout, tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"error: {checkout}/.venv {line}\n")
+    assert log(tmp_path) == []
+    assert (checkout / ".venv").is_symlink()
+    assert folder.exists() == (python is not None)
+
+
+def test_a_link_to_an_environment_that_has_all_is_used(checkout: Path, tmp_path: Path) -> None:
+    fake_python(tmp_path)
+    linked_venv(checkout, tmp_path, "*%d.%d*) echo 3.11 ;;")
+    done = use_environment(checkout, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"PYTHON={checkout}/.venv/bin/python" in done.stdout
+    assert log(tmp_path) == []
+
+
 @pytest.mark.parametrize("redirection", ["| true", ">&-", "> /dev/full"])
 def test_an_output_that_nobody_reads_stops_nothing(checkout: Path, tmp_path: Path, redirection: str) -> None:
     fake_python(tmp_path)
@@ -285,7 +354,7 @@ def test_a_script_is_the_same_however_it_is_started(
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "elsewhere" / "link").symlink_to("../link")
         folder = tmp_path / "elsewhere"
-    options, last_line = {
+    options, line = {
         "get_data.sh": (["--from", "a b"], "{folder}: {root}/scripts/get_data.py --from a b"),
         "paper_experiments.sh": (["--quick"], "wrote the runs to {root}/results/local and the figures to {root}/paper"),
         "run_tests.sh": (["-k", "a b"], "{root}: -m pytest -k a b"),
@@ -294,7 +363,8 @@ def test_a_script_is_the_same_however_it_is_started(
                  "VIRTUAL_ENV": "", "CONDA_PREFIX": ""}  # fmt: skip
     done = started([*shell, script, *options], folder, **variables)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith(last_line.format(folder=folder, root=entries))
+    expected = line.format(folder=folder, root=entries)
+    assert any(said.startswith(expected) for said in done.stdout.splitlines())
 
 
 def test_what_the_papers_suite_runs(entries: Path, root: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from experiments import sweep
 from experiments.command.errors import ConfigError
 from experiments.config import differing_keys, dump_config, load_config, load_resolved
 from experiments.config.yaml_mapping import dump_yaml, parse_yaml
@@ -57,6 +58,9 @@ def one_line_error(capsys) -> str:
         ("model.hidden_features=[8,true]", "model.hidden_features.1: must be a valid integer"),
         ("name=a/b", "name: must be letters, digits"),
         ("device=tpu", "device: must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ("device=cuda:٣", "device: must be auto, cpu, cuda or cuda:N, got 'cuda:٣'"),
+        ("device=cuda:00", "device: must be auto, cpu, cuda or cuda:N, got 'cuda:00'"),
+        ("device=cuda:256", "device: must be auto, cpu, cuda or cuda:N, got 'cuda:256'"),
         ("epochs", "'epochs': an override has the form key=value"),
         ("optimizer.lr=[1", "optimizer.lr: cannot read the value '[1' as YAML: expected ',' or ']', but got"),
         ("epochs=0100", "epochs: cannot read the value '0100' as YAML: '0100' is no decimal integer (no leading zero"),
@@ -158,6 +162,24 @@ def test_extends_merges_from_the_far_base_to_the_override(write_config, tmp_path
     assert config.optimizer.lr == 0.1  # a section is merged, not replaced
     assert config.optimizer.momentum == 0.5
     assert config.optimizer.nesterov is True
+
+
+def test_a_file_to_extend_says_what_to_run(tmp_path, monkeypatch, capsys):
+    """Also one that is extended through another; files that cannot be read are passed over."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"base": "seed: 1", "middle": "extends: base.yaml", "broken": "a: [", "own": "name: own"}.items():
+        Path(f"{name}.yaml").write_text(text + "\n")
+    assert main(["base.yaml"]) == 2
+    assert capsys.readouterr().err == "error: name: missing, it must be given (and 4 more)\n"
+
+    Path("runs").mkdir()
+    Path("runs/a.yaml").write_text("extends: ../middle.yaml\nname: a\n")
+    assert main(["base.yaml"]) == 2
+    line = "error: name: missing, it must be given (and 4 more); base.yaml is there to be extended: run runs/a.yaml"
+    assert capsys.readouterr().err == f"{line} or one of your own\n"
+    Path("runs/b.yaml").write_text("extends: ../base.yaml\ngrid: {seed: [1]}\n")
+    assert sweep.main(["base.yaml"]) == 2
+    assert capsys.readouterr().err == f"{line}, another of the 2 that do so, or one of your own\n"
 
 
 def test_extends_in_a_circle(tmp_path):

@@ -45,7 +45,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_former_one(write_config, run_
     before = (TINY / CHECKPOINT).read_bytes()
     process = start("experiments.run", path, before=LIMIT.format(bytes=len(before) // 2))
     assert process.wait() == 2
-    assert process.output == ""
+    assert process.output == "tiny: under way, epoch 1/4\n"
     assert_one_line(process.errors, "File too large")
     assert (TINY / CHECKPOINT).read_bytes() == before
     assert numbers(TINY) == numbers(Path("whole"))[: 2 + 2]  # the next epoch, too, is recorded
@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(small_di
     capsys.readouterr()
     assert main([path]) == 2
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out == "tiny: under way, epoch 0/4\n"
     assert_one_line(err, "No space left on device")
     assert numbers(TINY) == numbers(Path("whole"))[: 1 + 2]
     assert sorted(file.name for file in TINY.iterdir()) == [".lock", "config.yaml", "metrics.csv"]
@@ -172,7 +172,7 @@ def test_a_folder_removed_while_running_is_one_line(write_config, monkeypatch, c
     )
     assert main([str(write_config(epochs=4)), f"tensorboard={tensorboard}".lower()]) == 2
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out == "tiny: under way, epoch 0/4\n"
     assert_one_line(err, "No such file or directory")
     assert not TINY.exists()
 

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from experiments.folder.read import read_summary
 from experiments.launch import cluster
 from experiments.launch.board import Board
 from experiments.launch.plan import plan
+from experiments.run import main as run_one
 from experiments.sweep import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,8 +69,10 @@ def test_side_by_side_is_as_one_after_the_other_whatever_happens_to_some(
 
     def kill():
         owner = folder / "endless" / ".owner.json"
-        wait_until(lambda: owner.exists() and len(numbers_or_none(folder / "endless")) > 2)
-        os.kill(json.loads(owner.read_text())["process"], signal.SIGKILL)
+        try:
+            wait_until(lambda: owner.exists() and len(numbers_or_none(folder / "endless")) > 2)
+        finally:  # it would not end by itself
+            os.kill(json.loads(owner.read_text())["process"], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -126,6 +130,8 @@ def test_missing_data_is_known_before_any_process_starts(write_config, monkeypat
         (["--devices", ""], "device.*"),
         (["--devices", "meta"], "device.*meta"),
         (["--devices", "cuda:x"], "device.*cuda:x"),
+        (["--devices", "cuda:٣"], "device.*cuda:٣"),
+        (["--devices", "cuda:00"], "device.*cuda:00"),
         (["--devices", "cuda:0"], "device: cuda:0 asked for, but PyTorch sees no CUDA device"),
         (["--launcher", "ship"], "argument --launcher: invalid choice: 'ship'"),
         (["--submitit", "cluster=local"], "--submitit needs --launcher submitit"),
@@ -248,10 +254,42 @@ def test_a_terminal_shows_how_far_the_runs_are(write_config, run_until, monkeypa
         board.show([])
 
 
-def test_no_terminal_shows_nothing(write_config, capsys):
-    write_config()
+def test_no_terminal_gets_a_line_at_each_start_and_one_about_all_each_minute(
+    write_config, run_until, monkeypatch, capsys
+):
+    for name in "abc":
+        write_config(name, epochs=4)
+    assert run_until(7, ["configs/a.yaml"]) == 143  # two epochs and a minibatch
     runs = plan([Path("configs")], [], Path("results"))
+    capsys.readouterr()
     with Board(runs) as board:
-        board.show(runs)
+        for run in runs[:2]:
+            board.started(run)
+        board.show(runs[:2])
+        assert capsys.readouterr() == ("a: started\nb: started\n", "")
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+        board.show(runs[:2])
+        board.show(runs[:2])
+        assert capsys.readouterr() == ("0 of 3 runs ended, 2 under way: 2/12 epochs\n", "")
         board.ended(runs[0])
-    assert capsys.readouterr() == ("", "")
+        monkeypatch.setattr(time, "monotonic", lambda: now + 122)
+        board.show(runs[1:])
+        assert capsys.readouterr() == ("1 of 3 runs ended, 2 under way: 4/12 epochs\n", "")
+
+
+def test_one_run_says_that_it_is_under_way_and_each_minute_how_far(write_config, run_until, monkeypatch, capsys):
+    path = str(write_config(epochs=4))
+    assert run_until(7, [path]) == 143  # two epochs and a minibatch
+    assert capsys.readouterr().out == "tiny: under way, epoch 0/4\n"
+    assert run_one([path]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "tiny: under way, epoch 2/4"
+    assert last.startswith("tiny: finished, 4 epochs")
+
+    monkeypatch.setattr("experiments.launch.progress.LINE_SECONDS", 0)
+    assert run_one([path, "--overwrite"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = ["under way", *(f"epoch {epoch}/4" for epoch in range(4)), "finished"]
+    assert all(line.startswith(f"tiny: {start}") for line, start in zip(lines, starts, strict=True))
+    assert re.fullmatch(r"tiny: epoch 1/4, train loss \d\.\d{4}, val loss \d\.\d{4}, [\d,]+ images/s", lines[2])
