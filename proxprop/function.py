@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from proxprop.design import Design
+from proxprop.design import Design, Parameters
 from proxprop.modes import Gradient, Mode
 
 
@@ -43,10 +43,7 @@ class ProximalStep(torch.autograd.Function):
         input_count: int,
         *tensors: Tensor | None,
     ) -> Tensor:
-        if torch.compiler.is_compiling():
-            output = output.clone()  # older compilers do not know mark_dirty; newer ones fuse the copy away
-        else:
-            ctx.mark_dirty(output)  # no copy is made, and an in-place activation may follow
+        ctx.mark_dirty(output)  # no copy is made, and an in-place activation may follow
         ctx.save_for_backward(*(tensors if settings.mode.needs_parameters else tensors[:input_count]))
         ctx.settings, ctx.make_design, ctx.input_count = settings, make_design, input_count
         ctx.dtypes = [None if p is None else p.dtype for p in tensors[input_count:]]
@@ -65,21 +62,32 @@ class ProximalStep(torch.autograd.Function):
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors  # read once, as activation checkpointing asks
     inputs, saved = tensors[: ctx.input_count], tensors[ctx.input_count :]
-    # An empty batch has no system to solve.
-    mode = ctx.settings.mode if gradient.numel() else Gradient()
+    mode = ctx.settings.mode
     trained = ctx.needs_input_grad[-len(ctx.dtypes) :]
     parameters = tuple(p if train else None for p, train in zip(saved, trained, strict=False))  # none are saved, mostly
-    if mode.needs_parameters and not saved:
+    if mode.needs_parameters and not saved and gradient.numel():
         raise RuntimeError(f"optimization_mode became {str(mode)!r} after the forward pass; it must be set before it")
+    computed = directions(ctx.settings, ctx.make_design, inputs, gradient, parameters)
+    result = [d if d is None else d.to(t) for d, t in zip(computed, ctx.dtypes, strict=True)]
+    return gradient, None, None, None, *(None for _ in inputs), *result
+
+
+def directions(
+    settings: Settings,
+    make_design: Callable[..., Design],
+    inputs: Sequence[Tensor],
+    gradient: Tensor,
+    parameters: Parameters,
+) -> Parameters:
+    """D as ``settings`` say, in the precision of the solve; the last arguments are those of ``Mode.direction``."""
+    mode = settings.mode if gradient.numel() else Gradient()  # an empty batch has no system to solve
     with _no_autocast(gradient.device.type):
-        design = ctx.make_design(*inputs)
-        directions = mode.direction(design, gradient.to(design.dtype), ctx.settings.tau, parameters)
-        directions = [d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)]
-    return gradient, None, None, None, *(None for _ in inputs), *directions
+        design = make_design(*inputs)
+        return mode.direction(design, gradient.to(design.dtype), settings.tau, parameters)
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    # The meta device has no autocast. (Older releases cannot compile the question which devices have it.)
+    # The meta device has no autocast.
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.modules.conv import _ConvNd
 
+from proxprop.compiled import CompiledStep, Operator, conv_direction, linear_direction
 from proxprop.design import (
     ComputedDesign,
     ConvDesign,
@@ -157,13 +158,18 @@ class ProxPropLayer(nn.Module):
             if self.training:
                 raise NoProximalStep(f"{type(self).__name__}: {error}") from error
             return self._without_step(str(error), used, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self._compiled(used, trained, *args, **kwargs)
         output, make_design, inputs = self._linearised(_detached(used), trained, *args, **kwargs)
-        if output.is_complex():
-            raise TypeError(f"{type(self).__name__} works on real numbers, got {output.dtype}")
+        self._check_real(output)
         if computed:
             make_design = functools.partial(self._computed_design, make_design, len(inputs), parameters, trained)
             inputs = (*inputs, *computed)
         return ProximalStep.apply(output, self._proximal, make_design, len(inputs), *inputs, *parameters)
+
+    def _check_real(self, output: Tensor) -> None:
+        if output.is_complex():
+            raise TypeError(f"{type(self).__name__} works on real numbers, got {output.dtype}")
 
     def _without_step(self, reason: str, used: Used, *args: Any, **kwargs: Any) -> Any:
         """The base class's forward pass; a backward pass that comes to the parameters raises an error."""
@@ -181,6 +187,17 @@ class ProxPropLayer(nn.Module):
 
     def _linearised(self, detached: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Linearised:
         """The base class's forward pass with ``detached``, and what the backward pass needs."""
+        raise NotImplementedError
+
+    def _compiled(self, used: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Any:
+        """``_step`` from there on, for a compiler that traces the layer."""
+        output = self._output(_detached(used), *args, **kwargs)
+        self._check_real(output)
+        operator = self._operator(used, trained)
+        return CompiledStep.apply(output, self._proximal, operator, trained, *args, *used.values())
+
+    def _operator(self, used: Used, trained: Sequence[bool]) -> Operator:
+        """What computes the direction in compiled code; the layer's only argument is its input."""
         raise NotImplementedError
 
     def _stepped(self, used: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
@@ -296,6 +313,10 @@ class LinearLayer(ProxPropLayer):
         )
         return self._output(detached, input), make_design, (input,)
 
+    def _operator(self, used: Used, trained: Sequence[bool]) -> Operator:
+        shape = cast(Tensor, used["weight"]).shape
+        return functools.partial(linear_direction, weight_shape=shape, trained=trained)
+
 
 class ConvLayer(ProxPropLayer):
     """The forward pass and design matrix of ``torch.nn.Conv1d``, ``Conv2d`` and ``Conv3d``."""
@@ -322,17 +343,33 @@ class ConvLayer(ProxPropLayer):
         return self._conv_forward(input, cast(Tensor, used["weight"]), used["bias"])
 
     def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
+        geometry = self._geometry(detached)
+        make_design = functools.partial(ConvDesign, geometry=geometry, trained=trained, shared=SharedProducts.of(input))
+        return self._output(detached, input), make_design, (input,)
+
+    def _geometry(self, used: Used) -> ConvGeometry:
         layer = cast(_ConvNd, self)
-        geometry = ConvGeometry(
-            weight_shape=tuple(cast(Tensor, detached["weight"]).shape),
+        return ConvGeometry(
+            weight_shape=tuple(cast(Tensor, used["weight"]).shape),
             stride=layer.stride,
             dilation=layer.dilation,
             groups=layer.groups,
             pad=tuple(layer._reversed_padding_repeated_twice),
             pad_mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
-        make_design = functools.partial(ConvDesign, geometry=geometry, trained=trained, shared=SharedProducts.of(input))
-        return self._output(detached, input), make_design, (input,)
+
+    def _operator(self, used: Used, trained: Sequence[bool]) -> Operator:
+        geometry = self._geometry(used)
+        return functools.partial(
+            conv_direction,
+            weight_shape=geometry.weight_shape,
+            trained=trained,
+            stride=geometry.stride,
+            dilation=geometry.dilation,
+            groups=geometry.groups,
+            pad=geometry.pad,
+            pad_mode=geometry.pad_mode,
+        )
 
 
 class ProxPropLinear(LinearLayer, nn.Linear):  # type: ignore[misc]  # torch says that there always is a bias
