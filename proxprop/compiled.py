@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxprop.design import ConvDesign, ConvGeometry, Design, LinearDesign, Parameters, working_dtype
+from proxprop.design import ConvDesign, ConvGeometry, Design, LinearDesign, working_dtype
 from proxprop.function import Settings, directions
-from proxprop.modes import parse_mode
 
 Operator = Callable[..., list[Tensor]]
-"""An operator below that knows its layer: a function of G, the input, the parameters, the mode and τ."""
+"""An operator below that knows its layer: a function of G, the input, the parameters and the settings."""
 
 
 class CompiledStep(torch.autograd.Function):
     """``ProximalStep`` for a compiler, which traces both passes when it comes to the forward pass.
 
-    So the settings are those of the forward pass. They are constants in what is compiled, and compiled again for others.
+    So the settings are those of the forward pass: constants in what is compiled, which is compiled again for others.
 
     Arguments of ``apply``: the output; the settings; the layer's operator; which parameters are trained; the input; the
     parameters (None for one that does not exist).
@@ -37,31 +36,28 @@ class CompiledStep(torch.autograd.Function):
         *parameters: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(input, *(parameters if settings.mode.needs_parameters else ()))
-        ctx.mode, ctx.tau, ctx.operator, ctx.trained = str(settings.mode), settings.tau, operator, trained
+        ctx.settings, ctx.operator, ctx.trained = settings.text, operator, trained
         ctx.dtypes = [None if p is None else p.dtype for p in parameters]
         return output.clone()  # older compilers do not know mark_dirty; newer ones fuse the copy away
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, *parameters = ctx.saved_tensors
-        computed = iter(ctx.operator(gradient, input, parameters, ctx.mode, ctx.tau))
+        computed = iter(ctx.operator(gradient, input, parameters, ctx.settings))
         result = [next(computed).to(t) if train else None for t, train in zip(ctx.dtypes, ctx.trained, strict=True)]
         return gradient, None, None, None, None, *result
 
 
-_GIVEN = "Tensor gradient, Tensor input, Tensor?[] parameters, str mode, float tau"
+_GIVEN = "Tensor gradient, Tensor input, Tensor?[] parameters, str settings"
 _LAYER = "SymInt[] weight_shape, bool[] trained"
 
 
-@torch.library.custom_op(
-    "proxprop::linear_direction", mutates_args=(), schema=f"({_GIVEN}, {_LAYER}) -> Tensor[]"
-)
+@torch.library.custom_op("proxprop::linear_direction", mutates_args=(), schema=f"({_GIVEN}, {_LAYER}) -> Tensor[]")
 def linear_direction(
     gradient: Tensor,
     input: Tensor,
     parameters: Sequence[Tensor | None],
-    mode: str,
-    tau: float,
+    settings: str,
     weight_shape: Sequence[int],
     trained: Sequence[bool],
 ) -> list[Tensor]:
@@ -71,8 +67,7 @@ def linear_direction(
         gradient: G, shaped like the output.
         input: The layer's input, ``[*, in]``.
         parameters: Weight and bias where the mode needs them, else empty.
-        mode: The ``optimization_mode``.
-        tau: τ.
+        settings: The layer's ``Settings.text``.
         weight_shape: ``(out, in)``.
         trained: Whether the weight and whether the bias is trained.
 
@@ -81,7 +76,7 @@ def linear_direction(
     """
     sparse = input.layout is not torch.strided
     make_design = functools.partial(LinearDesign, weight_shape=weight_shape, trained=trained, sparse=sparse)
-    return _directions(make_design, gradient, input, parameters, mode, tau, trained)
+    return _directions(make_design, gradient, input, parameters, settings, trained)
 
 
 @torch.library.custom_op(
@@ -93,8 +88,7 @@ def conv_direction(
     gradient: Tensor,
     input: Tensor,
     parameters: Sequence[Tensor | None],
-    mode: str,
-    tau: float,
+    settings: str,
     weight_shape: Sequence[int],
     trained: Sequence[bool],
     stride: Sequence[int],
@@ -106,7 +100,7 @@ def conv_direction(
     """D of ``torch.nn.Conv1d``, ``Conv2d`` and ``Conv3d``: as ``linear_direction``, and a ``ConvGeometry``'s fields."""
     geometry = ConvGeometry(tuple(weight_shape), tuple(stride), tuple(dilation), groups, tuple(pad), pad_mode)
     make_design = functools.partial(ConvDesign, geometry=geometry, trained=trained)
-    return _directions(make_design, gradient, input, parameters, mode, tau, trained)
+    return _directions(make_design, gradient, input, parameters, settings, trained)
 
 
 @linear_direction.register_fake
@@ -115,8 +109,7 @@ def _shapes(
     gradient: Tensor,
     input: Tensor,
     parameters: Sequence[Tensor | None],
-    mode: str,
-    tau: float,
+    settings: str,
     weight_shape: Sequence[int],
     trained: Sequence[bool],
     *geometry: object,
@@ -131,11 +124,12 @@ def _directions(
     gradient: Tensor,
     input: Tensor,
     parameters: Sequence[Tensor | None],
-    mode: str,
-    tau: float,
+    settings: str,
     trained: Sequence[bool],
 ) -> list[Tensor]:
     start = tuple(p if train else None for p, train in zip(parameters, trained, strict=False))
-    result = directions(Settings(tau, parse_mode(mode)), make_design, (input,), gradient, start)
+    result = directions(Settings.parse(settings), make_design, (input,), gradient, start)
     # An operator's results share no memory, neither with each other nor with what it was given.
-    return [d.to(working_dtype(input), copy=True, memory_format=torch.contiguous_format) for d in result if d is not None]
+    return [
+        d.to(working_dtype(input), copy=True, memory_format=torch.contiguous_format) for d in result if d is not None
+    ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from proxprop.design import Design, Parameters
-from proxprop.modes import Gradient, Mode
+from proxprop.modes import Gradient, Mode, parse_mode
 
 
 @dataclasses.dataclass
@@ -21,6 +21,19 @@ class Settings:
 
     tau: float = 1.0
     mode: Mode = dataclasses.field(default_factory=Gradient)
+    text: str = dataclasses.field(init=False, repr=False, compare=False)
+    """All of it, for compilers: a text is a constant to them, where a number may become a symbol."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        state = vars(self)
+        state[name] = value
+        state["text"] = f"{state.get('mode')} {state.get('tau')!r}"
+
+    @classmethod
+    def parse(cls, text: str) -> Settings:
+        """The settings with this ``text``."""
+        mode, tau = text.split()
+        return cls(float(tau), parse_mode(mode))
 
 
 class ProximalStep(torch.autograd.Function):
