@@ -73,7 +73,8 @@ class ProxPropLayer(nn.Module):
         **kwargs: As for the base class.
 
     ``tau_prox`` and ``optimization_mode`` may be changed at any time and take effect at the next backward pass (a
-    ``'published_cgN'`` at the next forward pass: a backward pass that comes before it raises a ``RuntimeError``).
+    ``'published_cgN'`` at the next forward pass: a backward pass that comes before it raises a ``RuntimeError``; in
+    compiled code all of them at the next forward pass).
 
     Raises:
         ValueError: for a ``tau_prox`` or ``optimization_mode`` that is not allowed, at construction and at assignment.

@@ -89,8 +89,8 @@ class _Watched:
 def observing(model: nn.Module, see: Callable[[Direction], object], *, timed: bool = False) -> Iterator[None]:
     """Within, ``see`` is called with each direction that a ProxProp layer of ``model`` computes, in a backward pass.
 
-    Nothing is computed twice, and the directions are the same to the bit. Both passes of a step must be within. A step
-    in compiled code would be compiled again.
+    Nothing is computed twice, and the directions are the same to the bit. Both passes of a step must be within. What
+    is compiled is not seen: run it within ``torch.compiler.set_stance("force_eager")``.
 
     Args:
         model: Any module.
