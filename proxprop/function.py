@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from proxprop.additive import accumulating, warn_where_added
 from proxprop.collector import Collector
 from proxprop.design import Design, Parameters
-from proxprop.modes import Gradient, Mode
+from proxprop.modes import Gradient, Mode, parse_mode
 
 
 @dataclasses.dataclass
@@ -27,6 +27,19 @@ class Settings:
     """Of AᵀA over the rows of A."""
     collector: Collector | None = None
     """Of a layer whose step is deferred."""
+    text: str = dataclasses.field(init=False, repr=False, compare=False)
+    """All of it but the collector, for compilers: a text is a constant to them, where a number may become a symbol."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        state = vars(self)
+        state[name] = value
+        state["text"] = f"{state.get('mode')} {state.get('tau')!r} {state.get('reduction')}"
+
+    @classmethod
+    def parse(cls, text: str) -> Settings:
+        """The settings with this ``text``."""
+        mode, tau, reduction = text.split()
+        return cls(float(tau), parse_mode(mode), reduction)
 
     def step_size(self, rows: int) -> float:
         """τ for the sum over so many rows of A."""
@@ -69,10 +82,7 @@ class ProximalStep(torch.autograd.Function):
         input_count: int,
         *tensors: Tensor | None,
     ) -> Tensor:
-        if torch.compiler.is_compiling():
-            output = output.clone()  # older compilers do not know mark_dirty; newer ones fuse the copy away
-        else:
-            ctx.mark_dirty(output)  # no copy is made, and an in-place activation may follow
+        ctx.mark_dirty(output)  # no copy is made, and an in-place activation may follow
         ctx.save_for_backward(*(tensors if settings.mode.needs_parameters else tensors[:input_count]))
         ctx.settings, ctx.make_design, ctx.input_count = settings, make_design, input_count
         ctx.dtypes = [None if p is None else p.dtype for p in tensors[input_count:]]
@@ -92,29 +102,28 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors  # read once, as activation checkpointing asks
     inputs, saved = tensors[: ctx.input_count], tensors[ctx.input_count :]
     settings, mode = ctx.settings, ctx.settings.mode
-    if not torch.compiler.is_compiling():
-        asked, leaves = accumulating(ctx, sum(dtype is not None for dtype in ctx.dtypes))
-        if not asked:  # of the parameters' directions: torch.autograd.grad with respect to an input
-            return gradient, None, None, None, *(None for _ in tensors[: ctx.input_count]), *(None for _ in ctx.dtypes)
-        if mode.implicit and settings.collector is None:
-            warn_where_added(leaves)
+    asked, leaves = accumulating(ctx, sum(dtype is not None for dtype in ctx.dtypes))
+    if not asked:  # of the parameters' directions: torch.autograd.grad with respect to an input
+        return gradient, None, None, None, *(None for _ in inputs), *(None for _ in ctx.dtypes)
+    if mode.implicit and settings.collector is None:
+        warn_where_added(leaves)
     trained = ctx.needs_input_grad[-len(ctx.dtypes) :]
     parameters = tuple(p if train else None for p, train in zip(saved, trained, strict=False))  # none are saved, mostly
-    if mode.needs_parameters and not saved:
+    if mode.needs_parameters and not saved and gradient.numel():
         raise RuntimeError(f"optimization_mode became {str(mode)!r} after the forward pass; it must be set before it")
     with no_autocast(gradient.device.type):
         design = ctx.make_design(*inputs)
         if settings.collector is not None and mode.implicit:
             settings.collector.add(ctx, design)
-            directions = design.adjoint(gradient.to(design.dtype))
+            computed = design.adjoint(gradient.to(design.dtype))
         else:
-            directions = settings.direction(design, gradient.to(design.dtype), parameters)
-        directions = [d if d is None else d.to(t) for d, t in zip(directions, ctx.dtypes, strict=True)]
-    return gradient, None, None, None, *(None for _ in inputs), *directions
+            computed = settings.direction(design, gradient.to(design.dtype), parameters)
+        result = [d if d is None else d.to(t) for d, t in zip(computed, ctx.dtypes, strict=True)]
+    return gradient, None, None, None, *(None for _ in inputs), *result
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    # The meta device has no autocast. (Older releases cannot compile the question which devices have it.)
+    # The meta device has no autocast.
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 

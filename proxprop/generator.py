@@ -155,6 +155,9 @@ class GeneratedLayer(ProxPropLayer):
             output = output.clone()
         return output, make_design, tensors
 
+    def _compiled(self, used: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Any:
+        return self._uncompiled(*args, **kwargs)
+
     def _check_linear(self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor], names: str) -> None:
         with torch.autocast(like[0].device.type, enabled=False):
             try:

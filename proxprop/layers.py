@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.modules.conv import _ConvNd
 
+from proxprop.compiled import CompiledStep, Operator, conv_direction, linear_direction
 from proxprop.design import (
     ComputedDesign,
     ConvDesign,
@@ -28,7 +29,7 @@ from proxprop.design import (
 )
 from proxprop.function import NoStep, ProximalStep, Settings
 from proxprop.modes import check_together, parse_mode, parse_reduction, parse_tau
-from proxprop.rows import masked_rows
+from proxprop.rows import is_masking, masked_rows
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # here, as TorchScript reads comments, too
 
@@ -76,8 +77,9 @@ class ProxPropLayer(nn.Module):
             to it for small τ. It is m/τ times the paper's D with τ/m. Not for ``'published_cgN'``.
         **kwargs: As for the base class.
 
-    These settings may be changed at any time and take effect at the next backward pass (a
-    ``'published_cgN'`` at the next forward pass: a backward pass that comes before it raises a ``RuntimeError``).
+    These settings may be changed at any time and take effect at the next backward pass (a ``'published_cgN'`` at the
+    next forward pass: a backward pass that comes before it raises a ``RuntimeError``; in compiled code all of them at
+    the next forward pass).
 
     Raises:
         ValueError: for a setting that is not allowed, at construction and at assignment.
@@ -180,6 +182,8 @@ class ProxPropLayer(nn.Module):
         trained = [t is not None and t.requires_grad for t in used.values()]
         if not any(trained):
             return self._output(used, *args, **kwargs)
+        if torch.compiler.is_compiling() and (self._proximal.collector is not None or is_masking()):
+            return self._uncompiled(*args, **kwargs)
         try:
             _check_kinds((*args, *kwargs.values(), *used.values()))
             computed, parameters = self._stepped(list(used.values()))
@@ -189,13 +193,18 @@ class ProxPropLayer(nn.Module):
             if self.training:
                 raise NoProximalStep(f"{type(self).__name__}: {error}") from error
             return self._without_step(str(error), used, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self._compiled(used, trained, *args, **kwargs)
         output, make_design, inputs = self._linearised(_detached(used), trained, *args, **kwargs)
-        if output.is_complex():
-            raise TypeError(f"{type(self).__name__} works on real numbers, got {output.dtype}")
+        self._check_real(output)
         if computed:
             make_design = functools.partial(self._computed_design, make_design, len(inputs), parameters, trained)
             inputs = (*inputs, *computed)
         return ProximalStep.apply(output, self._proximal, make_design, len(inputs), *inputs, *parameters)
+
+    def _check_real(self, output: Tensor) -> None:
+        if output.is_complex():
+            raise TypeError(f"{type(self).__name__} works on real numbers, got {output.dtype}")
 
     def _without_step(self, reason: str, used: Used, *args: Any, **kwargs: Any) -> Any:
         """The base class's forward pass; a backward pass that comes to the parameters raises an error."""
@@ -214,6 +223,23 @@ class ProxPropLayer(nn.Module):
     def _linearised(self, detached: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Linearised:
         """The base class's forward pass with ``detached``, and what the backward pass needs."""
         raise NotImplementedError
+
+    def _compiled(self, used: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Any:
+        """``_step`` from there on, for a compiler that traces the layer."""
+        output = self._output(_detached(used), *args, **kwargs)
+        self._check_real(output)
+        operator = self._operator(used, trained)
+        return CompiledStep.apply(output, self._proximal, operator, trained, *args, *used.values())
+
+    def _operator(self, used: Used, trained: Sequence[bool]) -> Operator:
+        """What computes the direction in compiled code; the layer's only argument is its input."""
+        raise NotImplementedError
+
+    def _uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        """``_step`` as it is, between what is compiled before and after it."""
+        from proxprop import uncompiled  # here, as it imports the compiler
+
+        return uncompiled.call(self._step, *args, **kwargs)
 
     def _stepped(self, used: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
         """The tensors in ``used`` that are computed from parameters (all or none), and what a step is taken on.
@@ -281,8 +307,6 @@ def _check_deferred(used: Used) -> None:
         raise NoProximalStep(
             "a deferred step needs a weight and a bias that are parameters (no mask, parametrization or replica)"
         )
-    if torch.compiler.is_compiling():
-        raise RuntimeError("a deferred step cannot be compiled; use torch.compiler.disable(layer)")
 
 
 def _detached(used: Used) -> Used:
@@ -341,6 +365,10 @@ class LinearLayer(ProxPropLayer):
         )
         return self._output(detached, input), make_design, (input,)
 
+    def _operator(self, used: Used, trained: Sequence[bool]) -> Operator:
+        shape = cast(Tensor, used["weight"]).shape
+        return functools.partial(linear_direction, weight_shape=shape, trained=trained)
+
 
 class ConvLayer(ProxPropLayer):
     """The forward pass and design matrix of ``torch.nn.Conv1d``, ``Conv2d`` and ``Conv3d``."""
@@ -367,17 +395,33 @@ class ConvLayer(ProxPropLayer):
         return self._conv_forward(input, cast(Tensor, used["weight"]), used["bias"])
 
     def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
+        geometry = self._geometry(detached)
+        make_design = functools.partial(ConvDesign, geometry=geometry, trained=trained, shared=SharedProducts.of(input))
+        return self._output(detached, input), make_design, (input,)
+
+    def _geometry(self, used: Used) -> ConvGeometry:
         layer = cast(_ConvNd, self)
-        geometry = ConvGeometry(
-            weight_shape=tuple(cast(Tensor, detached["weight"]).shape),
+        return ConvGeometry(
+            weight_shape=tuple(cast(Tensor, used["weight"]).shape),
             stride=layer.stride,
             dilation=layer.dilation,
             groups=layer.groups,
             pad=tuple(layer._reversed_padding_repeated_twice),
             pad_mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
-        make_design = functools.partial(ConvDesign, geometry=geometry, trained=trained, shared=SharedProducts.of(input))
-        return self._output(detached, input), make_design, (input,)
+
+    def _operator(self, used: Used, trained: Sequence[bool]) -> Operator:
+        geometry = self._geometry(used)
+        return functools.partial(
+            conv_direction,
+            weight_shape=geometry.weight_shape,
+            trained=trained,
+            stride=geometry.stride,
+            dilation=geometry.dilation,
+            groups=geometry.groups,
+            pad=geometry.pad,
+            pad_mode=geometry.pad_mode,
+        )
 
 
 class ProxPropLinear(LinearLayer, nn.Linear):  # type: ignore[misc]  # torch says that there always is a bias

@@ -94,7 +94,7 @@ def observing(model: nn.Module, see: Callable[[Direction], object], *, timed: bo
     """Within, ``see`` is called with each direction that a ProxProp layer of ``model`` computes, in a backward pass.
 
     Nothing is computed twice, and the directions are the same to the bit; steps are not deferred. Both passes of a step
-    must be within. A step in compiled code would be compiled again.
+    must be within. What is compiled is not seen: run it within ``torch.compiler.set_stance("force_eager")``.
 
     Args:
         model: Any module.

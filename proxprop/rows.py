@@ -31,7 +31,7 @@ def row_mask(mask: Tensor) -> Iterator[None]:
     A row of padding has an input, so it counts in AᵀA, and shortens the step although it says nothing. Left out, the
     step is that of a batch without such rows; a gradient that they have is left out of the layer's, too. The mask
     applies to ``ProxPropLinear`` layers with inputs ``[*mask.shape, features]``, or with these rows in one dimension.
-    To choose rows makes the host wait for a GPU, and cannot be compiled.
+    To choose rows makes the host wait for a GPU; in compiled code the layers run uncompiled.
 
     Args:
         mask: True for the rows that count, for example ``[N, T]``.
@@ -61,6 +61,11 @@ def row_mask(mask: Tensor) -> Iterator[None]:
         _active = before
 
 
+def is_masking() -> bool:
+    """Whether there is a mask, which may apply."""
+    return _active is not None
+
+
 def masked_rows(input: Tensor) -> Tensor | None:
     """Which rows of ``input``, ``[*, in]``, have a part in the step, ``[m]``; None for all."""
     if _active is None:
@@ -68,7 +73,5 @@ def masked_rows(input: Tensor) -> Tensor | None:
     if input.shape[:-1] not in (_active.mask.shape, _active.rows.shape):
         _active.unlike = input.shape
         return None
-    if torch.compiler.is_compiling():
-        raise RuntimeError("proxprop.row_mask cannot be compiled; use torch.compiler.disable(layer)")
     _active.used = True
     return _active.rows

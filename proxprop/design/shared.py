@@ -25,13 +25,8 @@ class SharedProducts:
         self._products: dict[Hashable, Tensor] = {}
 
     @classmethod
-    def of(cls, input: Tensor) -> SharedProducts | None:
-        """For one more layer whose input is ``input``: the object that other such layers have.
-
-        None while compiling: a compiler finds equal products by itself.
-        """
-        if torch.compiler.is_compiling():
-            return None
+    def of(cls, input: Tensor) -> SharedProducts:
+        """For one more layer whose input is ``input``: the object that other such layers have."""
         known = _KNOWN.get(input)
         products = None if known is None else known()
         if products is None or products._pass != _NO_PASS:  # those of a backward pass that has begun are counted

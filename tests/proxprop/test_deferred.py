@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import oracle
 import pytest
@@ -493,18 +494,23 @@ def test_weights_that_became_something_else_are_told_in_the_forward_pass():
         layer(x)
 
 
-def test_a_deferred_step_is_not_compiled_in_silence():
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+def test_deferred_and_masked_layers_run_uncompiled_in_compiled_code():
     torch.compiler.reset()
-    layer, x, gradient = case("Gram matrix is held", "prox_exact")
-    reference = oracle.exact(layer, [x], gradient, 0.7)
-    deferred = defer(layer)
-    with pytest.raises(Exception, match=r"a deferred step cannot be compiled; use torch\.compiler\.disable\(layer\)"):
-        torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
-    model = nn.Sequential(torch.compiler.disable(layer), nn.Tanh())
-    output = torch.compile(model, backend="aot_eager")(x)
-    output.backward(gradient / (1 - output.detach().square()))
-    deferred.solve()
-    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+    for deferred in (True, False):
+        layer, x, gradient = case("tokens", "prox_exact")
+        rows = torch.rand(16, 3) < 0.6 if not deferred else torch.ones(16, 3, dtype=torch.bool)
+        reference = oracle.exact(layer, [x[rows]], gradient[rows], 0.7)
+        model = nn.Sequential(layer, nn.Tanh())
+        handle = defer(layer) if deferred else None
+        with nullcontext() if deferred else row_mask(rows):
+            output = torch.compile(model, backend="aot_eager")(x)
+            with pytest.raises(Exception, match="a deferred step and a row mask are not compiled"):
+                torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+        output.backward(gradient / (1 - output.detach().square()))
+        if handle:
+            handle.solve()
+        assert oracle.relative_error(gradients(layer), reference) < 1e-9
 
 
 # Where directions are added.

@@ -29,12 +29,6 @@ PAIRS = {
 }
 
 
-@pytest.fixture
-def fresh_compiler():
-    """Compiled code of former tests counts towards a limit of recompilations."""
-    torch.compiler.reset()
-
-
 @pytest.fixture(params=PAIRS)
 def pair(request):
     """A ProxProp layer, the plain layer with the same parameters, and an input."""
@@ -437,45 +431,3 @@ def test_complex_inputs_are_refused():
     layer = ProxPropLinear(3, 2).to(torch.complex64)
     with pytest.raises(TypeError, match=r"ProxPropLinear works on real numbers, got torch\.complex64"):
         layer(torch.randn(4, 3, dtype=torch.complex64)).abs().sum().backward()
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg1", "prox_cg3", "gradient", "published_cg3"])
-def test_a_compiled_step_is_one_graph_and_agrees(mode):
-    torch.manual_seed(0)
-    settings = {"tau_prox": 0.5, "optimization_mode": mode}
-    model = nn.Sequential(
-        ProxPropConv2d(2, 3, 3, **settings),
-        nn.ReLU(inplace=True),
-        nn.Flatten(),
-        ProxPropLinear(27, 5, **settings),
-        nn.ReLU(inplace=True),
-        nn.Linear(5, 2),
-    )
-    x = torch.randn(4, 2, 5, 5)
-    results = []
-    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
-        model.zero_grad()
-        run(x).square().sum().backward()
-        results.append(gradients(model))
-    assert oracle.relative_error(results[1], results[0]) < 1e-5
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3"])
-def test_a_compiled_step_takes_batches_of_other_sizes(mode):
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        ProxPropConv2d(2, 3, 3, optimization_mode=mode),
-        nn.Flatten(),
-        ProxPropLinear(27, 4, optimization_mode=mode),
-    )
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for batch in (8, 5, 3):
-        x = torch.randn(batch, 2, 5, 5)
-        results = []
-        for run in (model, compiled):
-            model.zero_grad()
-            run(x).square().sum().backward()
-            results.append(gradients(model))
-        assert oracle.relative_error(results[1], results[0]) < 1e-5
