@@ -11,15 +11,15 @@ from experiments.training.train import EpochRecord
 
 
 class Progress:
-    """A bar over all examples of the run; silent when stderr is no terminal."""
+    """A bar over all examples of the run; silent when stderr is no terminal, or unless `shown`."""
 
-    def __init__(self, config: Config, train_examples: int, done: int = 0) -> None:
+    def __init__(self, config: Config, train_examples: int, done: int = 0, *, shown: bool = True) -> None:
         self._config, self._examples = config, train_examples
         self._bar = tqdm(
             total=config.epochs * train_examples,
             initial=done,
             desc=config.name,
-            disable=None,
+            disable=None if shown else True,
             leave=False,
             bar_format="{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
         )
