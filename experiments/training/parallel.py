@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.command.errors import ConfigError, DeviceError, ExperimentError, Interrupted, ToldElsewhere
+from experiments.command.errors import ConfigError, DeviceError, ExperimentError, Interrupted, ToldElsewhere, reason
 from experiments.command.torchrun import Place, place
 from experiments.config import Config
 from proxprop import defer
@@ -122,15 +122,18 @@ def processes() -> Iterator[Processes]:
 
     Raises:
         ToldElsewhere: another process tells why.
-        DeviceError: another process is gone, for a reason that it could not tell.
+        DeviceError: another process is gone, for a reason that it could not tell, or was not found.
     """
     here = place()
     if here is None:
         yield ALONE
         return
-    store, rank, size = next(iter(dist.rendezvous("env://")))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     try:
+        store, rank, size = next(iter(dist.rendezvous("env://")))
+    except RuntimeError as error:
+        raise DeviceError(f"the {here.size} processes cannot find each other: {reason(error)}") from error
+    try:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         with contextlib.ExitStack() as stack:
             if rank:
                 nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
@@ -145,10 +148,12 @@ def processes() -> Iterator[Processes]:
             raise
         if not _is_first_to_tell(store):
             raise ToldElsewhere from None
-        raise DeviceError("another process of this run has ended; what was recorded so far is kept") from error
+        raise DeviceError(
+            "another process of this run has ended or cannot be reached; what was recorded so far is kept"
+        ) from error
     finally:
         # NCCL may wait there for processes that have ended; they all end, and the system closes their connections.
-        if sys.exc_info()[0] is None or dist.get_pg_count() == 1:
+        if dist.is_initialized() and (sys.exc_info()[0] is None or dist.get_pg_count() == 1):
             dist.destroy_process_group()
 
 

@@ -63,9 +63,9 @@ class Training:
     def __init__(self, model: nn.Module, data: Data, config: Config, together: Processes = ALONE) -> None:
         self.model, self.data, self.config = model, data, config
         self.optimizer = make_optimizer(model, config.optimizer)
+        self._loss_of = loss_function(model, config.compile)
         self._together = together
         self._joined = together.joined_model(model, self.optimizer)
-        self._loss_of = loss_function(self._joined, config.compile)
         self.epoch, self.batch = 0, 0
         self.layer_records: list[LayerRecord] = []
         self._observer = Observer(model, self._device)

@@ -170,7 +170,7 @@ def test_an_error_of_all_is_told_once(write_config, run_two):
         (
             SIGNAL_ITSELF.format(minibatches=2, number=int(signal.SIGKILL)),
             [2, -signal.SIGKILL],
-            "error: another process of this run has ended; what was recorded so far is kept\n",
+            "error: another process of this run has ended or cannot be reached; what was recorded so far is kept\n",
         ),
     ],
     ids=["data", "versions", "killed"],
