@@ -1,5 +1,7 @@
 """Several processes that train together end in the numbers of one, and tell what happens to them once."""
 
+import contextlib
+import random
 import re
 import signal
 import socket
@@ -49,18 +51,22 @@ def proximal(mode):
     return {"proxprop": {"optimization_mode": mode, "tau_prox": 0.1}}
 
 
+def free_port():
+    # Not one that the system gives to whoever asks for any, between now and its use.
+    ports = random.Random()
+    while True:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port := ports.randrange(20_000, 32_000)))
+            return port
+
+
 @pytest.fixture
 def run_two(start):
     """Run `experiments.run` in two processes: their exit codes, and their output and errors one after the other."""
 
     def run(*arguments, before=""):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        two = [
-            start("experiments.run", *arguments, before=PLACE.format(rank=rank, port=port) + before)
-            for rank in range(2)
-        ]
+        place = PLACE.replace("{port}", str(free_port()))
+        two = [start("experiments.run", *arguments, before=place.format(rank=rank) + before) for rank in range(2)]
         codes = [process.wait() for process in two]
         return codes, "".join(process.output for process in two), "".join(process.errors for process in two)
 
