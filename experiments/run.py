@@ -1,4 +1,7 @@
-"""Run one config: `python -m experiments.run CONFIG.yaml [key=value ...] [--output DIR]`."""
+"""Run one config: `python -m experiments.run CONFIG.yaml [key=value ...] [--output DIR]`.
+
+`torchrun --nproc_per_node N -m experiments.run ...` trains it in N processes.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,17 @@ from experiments.folder.read import refuse_finished
 from experiments.launch.execute import execute
 from experiments.launch.plan import run_device, run_folder
 from experiments.training.device import memory_errors
+from experiments.training.parallel import Processes, check_parallel, processes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 for a finished or diverged run, 2 for an error, 130 or 143 when interrupted."""
-    return run_command(lambda: _run(_parser().parse_intermixed_args(argv)))
+    return run_command(lambda: _main(argv), together=True)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    with processes() as together:
+        return _run(_parser().parse_intermixed_args(argv), together)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,21 +44,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, together: Processes) -> int:
     if "=" in str(arguments.config) and not arguments.config.exists():
         raise UsageError(f"expected a config file before {arguments.config} (see --help)")
     file = load_config_file(arguments.config, arguments.overrides)
     if file.is_sweep:
         raise UsageError(f"{arguments.config} stands for {len(file.configs)} runs: use python -m experiments.sweep")
     (config,) = file.configs
+    check_parallel(config, together)
     folder = arguments.output or run_folder(RESULTS, file, config)
     if not arguments.overwrite:
         refuse_finished(folder, config)
     check_tensorboard(config)
-    device = run_device(config)
+    device = run_device(config, together.local_rank)
     with memory_errors(device):
         data = load(config.data, device)
-    print(execute(config, data, device, folder, afresh=arguments.overwrite))
+    print(execute(config, data, device, folder, afresh=arguments.overwrite, together=together))
     return 0
 
 

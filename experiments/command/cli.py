@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments.command import interrupts
-from experiments.command.errors import ExperimentError, Interrupted, reason
+from experiments.command.errors import ExperimentError, Interrupted, ToldElsewhere, reason
 from experiments.command.streams import lenient
+from experiments.command.torchrun import place
 
 RESULTS = Path("results")
 
@@ -34,21 +35,31 @@ def user_path(text: str) -> Path:
         return Path(text)
 
 
-def run_command(command: Callable[[], int], *, answers: bool = False) -> int:
+def run_command(command: Callable[[], int], *, answers: bool = False, together: bool = False) -> int:
     """The exit code of `command`: its own, 2 after a known error, 130 or 143 after SIGINT or SIGTERM.
 
     Whatever becomes of stdout and stderr, it goes on; text that is lost is told at the end.
 
     Args:
         answers: what it prints is all that it does, so that to lose it is an error.
+        together: torchrun may start it in several processes; others are refused there.
     """
     with lenient() as output:
-        code = _exit_code(command)
+        code = _exit_code(command if together else lambda: _alone(command))
         output.flush()
         if output.lost is not None:
             print(f"{'error' if answers else 'note'}: standard output: {reason(output.lost)}", file=sys.stderr)
             code = code or 2 * answers
     return code
+
+
+def _alone(command: Callable[[], int]) -> int:
+    here = place()
+    if here is None:
+        return command()
+    if here.rank:
+        raise ToldElsewhere
+    raise UsageError(f"torchrun started {here.size} processes; only python -m experiments.run trains in several")
 
 
 def _exit_code(command: Callable[[], int]) -> int:
@@ -65,3 +76,5 @@ def _exit_code(command: Callable[[], int]) -> int:
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
         return error.exit_code
+    except ToldElsewhere:
+        return 0

@@ -32,6 +32,14 @@ class CheckpointError(RecordError):
     """A checkpoint that is damaged or belongs to another run."""
 
 
+class ToldElsewhere(BaseException):
+    """Another of the processes that train together tells why they end; this one ends in silence, with exit code 0.
+
+    Not with another one: torchrun would end the process that tells, maybe before it has. No `Exception`, as
+    `Interrupted` is none.
+    """
+
+
 def reason(error: BaseException, limit: int = 300) -> str:
     """What another's error says, on one line: the system's words, else its text, else its kind."""
     return " ".join((getattr(error, "strerror", None) or str(error)).split())[:limit] or type(error).__name__

@@ -17,8 +17,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("proxprop", "experiments")
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and commit, under their names in `summary.json`."""
+def describe_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Versions, device, commit and the number of processes, under their names in `summary.json`."""
     return {
         "git_commit": git_commit(),
         "python": platform.python_version(),
@@ -26,6 +26,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
+        "processes": processes,
     }
 
 

@@ -27,21 +27,31 @@ from experiments.training.compilation import compile_errors
 from experiments.training.device import determinism, memory_errors, seeded
 from experiments.training.diagnostics import LayerRecord
 from experiments.training.networks import build
+from experiments.training.parallel import ALONE, Processes
 from experiments.training.train import EpochRecord, Training, evaluate
 
 
-def execute(config: Config, data: Data, device: torch.device, folder: Path, *, afresh: bool = False) -> str:
+def execute(
+    config: Config,
+    data: Data,
+    device: torch.device,
+    folder: Path,
+    *,
+    afresh: bool = False,
+    together: Processes = ALONE,
+) -> str:
     """Train as `config` says and record it in `folder`, going on from a checkpoint that is there.
 
     Args:
         data: what `load` gave for `config.data` on `device`.
         afresh: start from the beginning, whatever the folder holds.
+        together: the processes that all do this. The first alone reads and writes `folder`.
 
     Returns:
         One line that says how the run ended.
 
     Raises:
-        DeviceError: out of memory, no deterministic algorithm, or nothing to compile with.
+        DeviceError: out of memory, no deterministic algorithm, nothing to compile with, or processes that differ.
         RecordError: the folder cannot be written or is in use (known before training starts).
         CheckpointError: the checkpoint there is damaged, or of another config or other data.
         Interrupted: by SIGINT or SIGTERM, after the step they came in; the state is saved.
@@ -51,20 +61,27 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
         stack.enter_context(compile_errors(config.compile))
         stack.enter_context(determinism(config.deterministic))
         stack.enter_context(seeded(config.seed, device))
-        writer = stack.enter_context(RunWriter(folder))
+        together.begin(device, config=dump_config(config), data=data.identity)
+        writer = stack.enter_context(RunWriter(folder)) if together.is_first else None
         signalled = stack.enter_context(interrupts.deferred())
 
-        run = _Run(config, data, device)
+        run = _Run(config, data, device, together)
         if not afresh:
-            refuse_finished(folder, config)  # another process may have finished it before this one had the folder
             run.restore(folder)
-        writer.start(config, run.records, run.layer_records)
-        write_events = stack.enter_context(event_writer(folder, config, run.records))
-        progress = stack.enter_context(Progress(config, len(data.train), run.examples_seen))
+        if writer:
+            writer.start(config, run.records, run.layer_records)
+            write_events = stack.enter_context(event_writer(folder, config, run.records))
+        progress = stack.enter_context(Progress(config, len(data.train), run.examples_seen, shown=together.is_first))
+
+        def save() -> None:
+            state = run.state_dict()  # to which all contribute
+            if writer:
+                writer.checkpoint(state)
 
         def stop_if_asked() -> None:
-            if (number := signalled()) is not None:
-                writer.checkpoint(run.state_dict())
+            if number := together.largest(signalled() or 0):
+                save()
+                together.meet()  # the end of one may be the end of all
                 raise Interrupted(number, f"{config.name}: stopped after {run.position}, its state saved in {folder}; "
                                           f"the same command{' without --overwrite' * afresh} goes on from there"
                 )  # fmt: skip
@@ -74,17 +91,19 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
             stop_if_asked()
 
         for record in run.train(on_batch):
-            writer.append(record, run.training.layer_records)
-            write_events(record)
+            if writer:
+                writer.append(record, run.training.layer_records)
+                write_events(record)
             progress.show(record, run.trained_seconds)
             if not record.diverged:
                 stop_if_asked()
             if record.epoch and record.epoch % config.checkpoint_every == 0 and not run.is_complete:
-                writer.checkpoint(run.state_dict())
+                save()
         summary = run.summary()
         if config.keep_checkpoint and summary["status"] == "finished":
-            writer.checkpoint(run.state_dict())
-        writer.finish(summary)
+            save()
+        if writer:
+            writer.finish(summary)
     last, epochs = run.records[-1], f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
     epochs += " (time limit)" * ("ended_by" in summary)
     return (
@@ -96,13 +115,13 @@ def execute(config: Config, data: Data, device: torch.device, folder: Path, *, a
 class _Run:
     """A run as far as it has come, in this process and in those before it."""
 
-    def __init__(self, config: Config, data: Data, device: torch.device) -> None:
-        self.config, self.data = config, data
-        self.training = Training(build(config).to(device), data, config)
+    def __init__(self, config: Config, data: Data, device: torch.device, together: Processes) -> None:
+        self.config, self.data, self._together = config, data, together
+        self.training = Training(build(config).to(device), data, config, together)
         self.records: list[EpochRecord] = []
         self.layer_records: list[LayerRecord] = []
         # Now: the source tree may change while the run goes on.
-        self._environment = describe_environment(device)
+        self._environment = describe_environment(device, together.size)
         self._earlier: list[dict[str, Any]] = []  # other environments, and the epoch to which each came
         self._earlier_seconds, self._start = 0.0, time.perf_counter()
 
@@ -153,13 +172,10 @@ class _Run:
 
         Raises:
             CheckpointError: it is damaged, or of another config or other data.
-            RecordError: there is none, but an unfinished run of another config.
+            RecordError: there is none, but a finished run or an unfinished one of another config.
         """
-        state = load_checkpoint(folder)
+        state = self._together.of_first(self._checkpoint(folder) if self._together.is_first else None)
         if state is None:
-            if (folder / CONFIG).is_file() and (keys := self._differing(read_config(folder))):
-                raise RecordError(f"{folder}: holds an unfinished run of another config (different: "
-                                  f"{', '.join(keys)}); give --overwrite or another --output")  # fmt: skip
             return
         try:
             if keys := self._differing(parse_config(state["config"])):
@@ -180,12 +196,20 @@ class _Run:
         """The keys that make the run of `earlier` another one than the beginning of this one."""
         return [] if lengthens(self.config, earlier) else differing_keys(earlier, self.config)
 
+    def _checkpoint(self, folder: Path) -> dict[str, Any] | None:
+        refuse_finished(folder, self.config)  # another process may have finished it before this one had the folder
+        state = load_checkpoint(folder)
+        if state is None and (folder / CONFIG).is_file() and (keys := self._differing(read_config(folder))):
+            raise RecordError(f"{folder}: holds an unfinished run of another config (different: "
+                              f"{', '.join(keys)}); give --overwrite or another --output")  # fmt: skip
+        return state
+
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds.
 
         `ended_by` only where that is the time limit, `earlier_environments` only where the run changed machine or code.
         """
-        test_loss, test_accuracy = evaluate(self.training.model, self.data.test)
+        test_loss, test_accuracy = evaluate(self.training.model, self.data.test, self._together)
         config, last = self.config, self.records[-1]
         return {
             "name": config.name,

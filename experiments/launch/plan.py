@@ -74,13 +74,13 @@ def run_folder(output: Path, file: ConfigFile, config: Config) -> Path:
     return output / (path.stem if file.is_sweep else path.parent.name) / config.name
 
 
-def run_device(config: Config) -> torch.device:
-    """Where a run of `config` goes in this process.
+def run_device(config: Config, local_rank: int | None = None) -> torch.device:
+    """Where a run of `config` goes in this process; see `resolve_device`.
 
     Raises:
         DeviceError: the device is not there, or lacks what the config asks of it.
     """
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, local_rank)
     check_compile(config.compile, device)
     return device
 

@@ -16,20 +16,21 @@ LINE_SECONDS = 60.0
 
 class Progress:
     """A bar over all examples of the run; where stderr is no terminal, lines on stdout: one at the start, and at the
-    end of an epoch where the last line is a minute old.
+    end of an epoch where the last line is a minute old. Nothing unless `shown`.
     """
 
-    def __init__(self, config: Config, train_examples: int, done: int = 0) -> None:
+    def __init__(self, config: Config, train_examples: int, done: int = 0, *, shown: bool = True) -> None:
         self._config, self._examples = config, train_examples
         self._bar = tqdm(
             total=config.epochs * train_examples,
             initial=done,
             desc=config.name,
-            disable=None,
+            disable=None if shown else True,
             leave=False,
             bar_format="{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
         )
-        if self._bar.disable:
+        self._lines = shown and self._bar.disable
+        if self._lines:
             self._print(f"under way, epoch {done // train_examples}/{config.epochs}")
 
     def advance(self, examples: int) -> None:
@@ -44,7 +45,7 @@ class Progress:
             text += f", {self._examples / (record.epoch_seconds or math.nan):,.0f} images/s"
         self._bar.set_postfix_str(text)
         # After the last epoch comes the line that says how the run ended.
-        if self._bar.disable and record.epoch < epochs and time.monotonic() - self._printed >= LINE_SECONDS:
+        if self._lines and record.epoch < epochs and time.monotonic() - self._printed >= LINE_SECONDS:
             self._print(text)
 
     def _print(self, text: str) -> None:

@@ -13,15 +13,24 @@ import torch
 from experiments.command.errors import DeviceError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
     """`auto` (CUDA when there is one), `cpu`, `cuda` or `cuda:N` as a `torch.device`.
 
+    Args:
+        local_rank: of several processes that train together, the number of this one on its machine; each takes the GPU
+            of its number.
+
     Raises:
-        DeviceError: CUDA was asked for by name and is not there.
+        DeviceError: CUDA was asked for by name and is not there, or there are more processes than GPUs.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if count else "cpu")
+        name = "cuda" if count else "cpu"
+    if local_rank is not None and name == "cuda" and count:
+        if local_rank >= count:
+            raise DeviceError(f"device: each process takes a GPU of its own, and there are only {count}; "
+                              "start fewer processes, or give device=cpu")  # fmt: skip
+        name = f"cuda:{local_rank}"
     device = torch.device(name)
     if device.type == "cuda" and count == 0:
         raise DeviceError(f"device: {name} asked for, but PyTorch sees no CUDA device; "

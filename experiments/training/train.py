@@ -18,6 +18,7 @@ from experiments.data.datasets import Data, Split
 from experiments.training.compilation import loss_function
 from experiments.training.device import generator_states, set_generator_states, synchronize
 from experiments.training.diagnostics import LayerRecord, Observer
+from experiments.training.parallel import ALONE, Processes
 
 _EVALUATION_BATCH = 2_500
 _ADAM = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -51,16 +52,21 @@ class Training:
     Between two minibatches, `state_dict` has all of these; loaded into a `Training` of the same config and data, it
     goes on as if it had never stopped, to the last bit where the device computes reproducibly.
 
+    Several processes that train `together` have all data and the same order each, and take their parts of every
+    minibatch; all call the same methods. The state is that of one process.
+
     Attributes:
         epoch: how many epochs are finished.
         batch: how many minibatches of the current epoch are.
         layer_records: what the layers did in the last epoch, where `diagnostics_every` says to record it.
     """
 
-    def __init__(self, model: nn.Module, data: Data, config: Config) -> None:
+    def __init__(self, model: nn.Module, data: Data, config: Config, together: Processes = ALONE) -> None:
         self.model, self.data, self.config = model, data, config
         self.optimizer = make_optimizer(model, config.optimizer)
         self._loss_of = loss_function(model, config.compile)
+        self._together = together
+        self._joined = together.joined_model(model, self.optimizer)
         self.epoch, self.batch = 0, 0
         self.layer_records: list[LayerRecord] = []
         self._observer = Observer(model, self._device)
@@ -98,7 +104,7 @@ class Training:
             "batch": self.batch,
             "begun": self._begun,
             "order": self._order_at_start,
-            "loss_sum": self._loss_sum,
+            "loss_sum": self._together.sum(self._loss_sum),
             "seconds": self._epoch_seconds(),
             "generators": generator_states(self._device),
             **({"observed": self._observer.state_dict()} if self._is_observed else {}),
@@ -109,7 +115,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.batch, self._begun = state["epoch"], state["batch"], state["begun"]
         self._order_at_start = state["order"]
-        self._loss_sum = state["loss_sum"].to(self._device)
+        # That of all processes so far.
+        self._loss_sum = state["loss_sum"].to(self._device) * self._together.is_first
         self._seconds = state["seconds"]
         set_generator_states(self._device, state["generators"])
         if self._is_observed and "observed" in state:
@@ -134,23 +141,33 @@ class Training:
             self._order.set_state(self._order_at_start)
             permutation = torch.randperm(len(train), generator=self._order).to(self._device)
             for rows in permutation.split(self.config.batch_size)[self.batch :]:
-                self._step(train.images[rows], train.labels[rows])
+                self._step(rows)
                 on_batch(len(rows))
         finally:
             self._seconds, self._since = self._epoch_seconds(), None
 
-    def _step(self, images: Tensor, labels: Tensor) -> None:
+    def _step(self, rows: Tensor) -> None:
         self.optimizer.zero_grad()
         with self._observer.watching() if self._is_observed else contextlib.nullcontext():
-            loss = self._loss_of(images, labels)
+            loss = self._loss(rows)
             loss.backward()
         self.optimizer.step()
-        self._loss_sum += loss.detach() * len(labels)
+        self._loss_sum += loss.detach() * (len(rows) / self._together.size)
         self.batch += 1
+
+    def _loss(self, rows: Tensor) -> Tensor:
+        """The mean over the examples `rows`; of several processes, the mean of their losses is that."""
+        train, size = self.data.train, self._together.size
+        mine = self._together.share(rows)
+        images, labels = train.images[mine], train.labels[mine]
+        if size == 1:
+            return self._loss_of(images, labels)
+        # Parts may differ in size, and be empty.
+        return F.cross_entropy(self._joined(images), labels, reduction="sum") * (size / len(rows))
 
     def _next_epoch(self) -> EpochRecord:
         """Close the current epoch: its record, and the position at the start of the next one."""
-        loss, seconds = self._loss_sum.item() / len(self.data.train), self._seconds
+        loss, seconds = self._together.sum(self._loss_sum).item() / len(self.data.train), self._seconds
         self.layer_records = self._observer.records(self.epoch + 1) if self._is_observed else []
         self._observer.reset()
         self.epoch, self.batch = self.epoch + 1, 0
@@ -160,9 +177,9 @@ class Training:
         return self._evaluated(loss, seconds)
 
     def _evaluated(self, minibatch_loss: float | None, seconds: float) -> EpochRecord:
-        train_loss, train_accuracy = evaluate(self.model, self.data.train)
-        val_loss, val_accuracy = evaluate(self.model, self.data.val)
-        return EpochRecord(
+        train_loss, train_accuracy = evaluate(self.model, self.data.train, self._together)
+        val_loss, val_accuracy = evaluate(self.model, self.data.val, self._together)
+        record = EpochRecord(
             epoch=self.epoch,
             minibatch_loss=train_loss if minibatch_loss is None else minibatch_loss,
             train_loss=train_loss,
@@ -171,6 +188,7 @@ class Training:
             val_accuracy=val_accuracy,
             epoch_seconds=seconds,
         )
+        return self._together.of_first(record)  # with its seconds, by which all decide when to end
 
     def _epoch_seconds(self) -> float:
         return self._seconds + (0.0 if self._since is None else self._clock() - self._since)
@@ -181,17 +199,17 @@ class Training:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over the examples of `split`."""
+def evaluate(model: nn.Module, split: Split, together: Processes = ALONE) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over the examples of `split`, of which each process takes a part."""
     model.eval()
-    device = split.labels.device
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    batches = zip(split.images.split(_EVALUATION_BATCH), split.labels.split(_EVALUATION_BATCH), strict=True)
-    for images, labels in batches:
+    loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
+    correct = torch.zeros_like(loss)
+    parts = (together.share(tensor).split(_EVALUATION_BATCH) for tensor in (split.images, split.labels))
+    for images, labels in zip(*parts, strict=True):
         logits = model(images)
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
+    loss, correct = together.sum(torch.stack([loss, correct]))
     return loss.item() / len(split), correct.item() / len(split)
 
 

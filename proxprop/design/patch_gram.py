@@ -50,13 +50,13 @@ def patches(
     groups: int,
 ) -> Tensor:
     """im2col: ``image`` ``[N, C, *spatial]`` to ``[groups, N·positions, C/groups·taps]``."""
-    spatial = len(kernel)
-    grouped = image.reshape(image.shape[0], groups, -1, *image.shape[2:])
+    spatial, channels = len(kernel), image.shape[1] // groups
+    grouped = image.reshape(image.shape[0], groups, channels, *image.shape[2:])
     view = windows(grouped, kernel, stride, dilation)  # [N, g, c, *positions, *kernel]
     positions = range(3, 3 + spatial)
     taps = range(3 + spatial, 3 + 2 * spatial)
     rows = image.shape[0] * math.prod(view.shape[3 : 3 + spatial])
-    return view.permute(1, 0, *positions, 2, *taps).reshape(groups, rows, -1)
+    return view.permute(1, 0, *positions, 2, *taps).reshape(groups, rows, channels * math.prod(kernel))
 
 
 def patch_sums(image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:

@@ -546,11 +546,11 @@ def test_other_environments_are_kept_in_the_summary(write_config, run_until, mon
     assert run_until(BATCHES + 1, [path]) == 143
     first = describe_environment(CPU)
     second = {**first, "torch": "9.9.9"}
-    monkeypatch.setattr("experiments.launch.execute.describe_environment", lambda device: second)
+    monkeypatch.setattr("experiments.launch.execute.describe_environment", lambda *_: second)
     assert run_until(BATCHES, [path]) == 143  # one minibatch of the second epoch is done
     assert run_until(1, [path]) == 143  # the same environment once more
     third = {**first, "device_name": "abacus"}
-    monkeypatch.setattr("experiments.launch.execute.describe_environment", lambda device: third)
+    monkeypatch.setattr("experiments.launch.execute.describe_environment", lambda *_: third)
     assert main([path]) == 0
     summary = read_summary(TINY)
     assert {key: summary[key] for key in third} == third

@@ -409,8 +409,9 @@ def test_a_tau_beyond_the_precision_gives_a_short_step_and_no_error(name):
     assert float(d @ plain) > 0
 
 
-def test_empty_batches_and_bad_numbers():
-    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+@pytest.mark.parametrize("name", CASES)
+def test_empty_batches_and_bad_numbers(name):
+    layer, x, gradient = case(name, "prox_exact")
     reference = oracle.exact(layer, [x], gradient, 0.7)
     deferred = defer(layer)
     accumulate(layer, x, gradient, 2)
