@@ -368,6 +368,13 @@ class TransposedLinearLayer(ProxPropLayer):
     def _used(self) -> Used:
         return {"weight": self.weight, "bias": self.bias}
 
+    def extra_repr(self) -> str:
+        inputs, outputs = self.weight.shape
+        return f"nf={outputs}, nx={inputs}, {super().extra_repr()}"
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)  # the base class has one of its own, without our settings
+
     def _output(self, used: Used, x: Tensor) -> Tensor:
         weight, bias = cast(Tensor, used["weight"]), cast(Tensor, used["bias"])
         return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], weight.shape[1])
