@@ -781,10 +781,11 @@ class UNet(nn.Module):
         super().__init__()
         self.down = nn.Conv2d(3, 6, 3, stride=2, padding=1)
         self.up = nn.ConvTranspose2d(6, 3, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(6)
         self.out = nn.Conv2d(6, 2, 1)
 
     def forward(self, x):
-        return self.out(torch.cat([x, self.up(self.down(x).relu(), output_size=x.shape)], 1))
+        return self.out(torch.cat([x, self.up(self.norm(self.down(x)).relu(), output_size=x.shape)], 1))
 
 
 class Recurrent(nn.Module):

@@ -510,6 +510,20 @@ def check_compiled(model, x):
     assert oracle.relative_error(results[1], results[0]) < 1e-5
 
 
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg1", "prox_cg3", "gradient", "published_cg3"])
+@pytest.mark.parametrize("kind", ["Linear", "Conv2d", "ConvTranspose2d", "Conv1D", "Embedding"])
+def test_no_step_reads_a_number_back(kind, mode):
+    """Tensors of the meta device have none; the library takes the ways there that it takes on a GPU."""
+    if kind.startswith("Conv") and torch.__version__ < (2, 14):
+        pytest.skip("PyTorch before 2.14 has not all convolutions on the meta device")
+    proximal_class, _, arguments, shape = PAIRS[kind]
+    layer = proximal_class(*arguments, optimization_mode=mode).to("meta")
+    for size in (2, 1):  # an embedding of more rows than tokens, and of fewer
+        x = shape[:size] if kind == "Embedding" else torch.empty(shape)
+        layer(x.to("meta")).square().sum().backward()
+    assert layer.weight.grad.is_meta
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3"])
 def test_a_compiled_step_takes_batches_of_other_sizes(mode):
