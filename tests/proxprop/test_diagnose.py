@@ -444,7 +444,7 @@ def test_tau_of_an_embedding_is_that_of_the_mean_count():
     assert suggest_tau(layer, *with_gradient(gradient, x), scale=3.0) == {"": pytest.approx(3 / (6 / 4))}
 
 
-@pytest.mark.parametrize("name", ["EmbeddingBag", "Bilinear"])
+@pytest.mark.parametrize("name", ["BatchNorm1d", "Bilinear"])
 def test_tau_of_unknown_structure_is_an_estimate(name):
     make, inputs = GENERATED[name]
     layer = make(optimization_mode="prox_cg1").double()
