@@ -55,7 +55,8 @@ def defer(
     Raises:
         ValueError: if the model has no ProxProp layer; for layers whose step cannot be deferred (of
             ``proxprop_module_generator``, with a weight that is computed, in mode ``'published_cgN'``), are deferred
-            already, or share some of their parameters and not all; if the optimizer lacks some of their parameters.
+            already, or share some of their parameters and not all, or share them and multiply with them in different
+            ways (an embedding and a linear layer); if the optimizer lacks some of their parameters.
         TypeError: for arguments of other types.
 
     A forward pass raises a ``TypeError`` where weights have become something else than parameters. The optimizer's step

@@ -47,7 +47,7 @@ class System(abc.ABC):
     residual: Tensor
     """The right-hand side in this form: the residual of D = 0, ``[g, o, n]``."""
     matrix: Tensor | None = None
-    """What the form holds of AᵀA or AAᵀ, ``[g, n, n]``, once it has made it."""
+    """What the form holds of AᵀA or AAᵀ, ``[g, n, n]`` or a diagonal ``[g, 1, n]``, once it has made it."""
     failed: Tensor | None = None
     """Which groups' factorisation failed, ``[g]``, once there was one."""
 
