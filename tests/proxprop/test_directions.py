@@ -99,18 +99,25 @@ for _mode in ("reflect", "replicate", "circular"):
         (2, 2, 5, 4),
     )
 
+_SEEDED = torch.Generator().manual_seed(0)
+
+
+def _randn(*shape):
+    return torch.randn(shape, dtype=torch.float64, generator=_SEEDED)
+
+
 GENERATED = {
     "LayerNorm": (
         lambda **k: proxprop_module_generator(nn.LayerNorm)(6, **k),
-        [torch.randn(4, 6, dtype=torch.float64)],
+        [_randn(4, 6)],
     ),
     "BatchNorm1d": (
         lambda **k: proxprop_module_generator(nn.BatchNorm1d)(6, **k),
-        [torch.randn(5, 6, dtype=torch.float64)],
+        [_randn(5, 6)],
     ),
     "Bilinear": (
         lambda **k: proxprop_module_generator(nn.Bilinear)(3, 4, 2, **k),
-        [torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)],
+        [_randn(5, 3), _randn(5, 4)],
     ),
     "EmbeddingBag": (
         lambda **k: proxprop_module_generator(nn.EmbeddingBag)(7, 3, **k),
