@@ -4,7 +4,16 @@ from proxprop.convert import ConversionReport, LayerReport, convert, param_group
 from proxprop.deferred import DeferredStep, defer
 from proxprop.diagnose import Diagnosis, LayerDiagnosis, diagnose, suggest_tau
 from proxprop.generator import proxprop_module_generator
-from proxprop.layers import ProxPropConv1d, ProxPropConv2d, ProxPropConv3d, ProxPropLinear
+from proxprop.layers import (
+    ProxPropConv1d,
+    ProxPropConv2d,
+    ProxPropConv3d,
+    ProxPropConvTranspose1d,
+    ProxPropConvTranspose2d,
+    ProxPropConvTranspose3d,
+    ProxPropEmbedding,
+    ProxPropLinear,
+)
 from proxprop.rows import row_mask
 
 __all__ = [
@@ -13,6 +22,10 @@ __all__ = [
     "ProxPropConv1d",
     "ProxPropConv2d",
     "ProxPropConv3d",
+    "ProxPropConvTranspose1d",
+    "ProxPropConvTranspose2d",
+    "ProxPropConvTranspose3d",
+    "ProxPropEmbedding",
     # A layer of any class
     "proxprop_module_generator",
     # A whole model

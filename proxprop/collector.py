@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxprop.design import CollectedDesign, Design, MatrixDesign
+from proxprop.design import CollectedDesign, CollectedEmbedding, Design, EmbeddingDesign, MatrixDesign
 
 
 class Collector:
@@ -55,7 +55,7 @@ class Collector:
             raise RuntimeError(f"{self.name}: a deferred step needs a weight that is a parameter")
         self._check_gradient()
         if self.design is None:
-            self.design = CollectedDesign(design)
+            self.design = CollectedEmbedding(design) if isinstance(design, EmbeddingDesign) else CollectedDesign(design)
         if (design.train_weight, design.train_bias) != (self.design.train_weight, self.design.train_bias):
             raise RuntimeError(f"{self.name}: other parameters are trained than in the passes before, within one step")
         self.design.add(design)

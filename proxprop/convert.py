@@ -16,8 +16,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from proxprop.function import Settings
-from proxprop.generator import proxprop_module_generator
-from proxprop.layers import ProxPropLayer
+from proxprop.generator import is_transposed_linear, proxprop_module_generator
+from proxprop.layers import KNOWN, ProxPropLayer, unknown_option
 from proxprop.modes import check_together, parse_mode, parse_reduction, parse_tau
 
 Selector = str | re.Pattern[str] | Callable[[str, nn.Module], bool]
@@ -27,10 +27,31 @@ Overrides = Mapping[str, Mapping[str, Any]] | Callable[[str, nn.Module], Mapping
 """Settings of single layers, by the same two."""
 
 _PROXPROP: dict[type[nn.Module], type[ProxPropLayer]] = {
-    plain: proxprop_module_generator(plain) for plain in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    plain: proxprop_module_generator(plain)
+    for plain in (
+        *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding),
+        *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    )
 }
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {proximal: plain for plain, proximal in _PROXPROP.items()}
 _NO_CLASS = "no ProxProp class"
+
+
+def _proximal_class(cls: type[nn.Module]) -> type[ProxPropLayer] | None:
+    """The ProxProp class of a plain one, if it has one of known structure."""
+    return proxprop_module_generator(cls) if is_transposed_linear(cls) else _PROXPROP.get(cls)
+
+
+def _plain_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The plain class of a ProxProp one, if it is one of those."""
+    base: type[nn.Module] | None = vars(cls).get("_generated_from")
+    return base if base is not None and is_transposed_linear(base) else _PLAIN.get(cls)
+
+
+def _known_base(module: nn.Module) -> type[nn.Module] | None:
+    """The first of these classes that ``module`` is of."""
+    classes: tuple[type[nn.Module], ...] = type(module).__mro__[:-1]
+    return next((cls for cls in classes if cls is ProxPropLayer or _proximal_class(cls)), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +132,10 @@ def convert(
     skip: Selector | None = None,
     overrides: Overrides | None = None,
 ) -> ConversionReport:
-    """Make ProxProp layers of a model's ``Linear``, ``Conv1d``, ``Conv2d`` and ``Conv3d`` layers, in place.
+    """Make ProxProp layers of a model's linear layers, convolutions and embeddings, in place.
+
+    These are ``Linear``, ``Conv1d/2d/3d``, ``ConvTranspose1d/2d/3d`` and ``Embedding`` of ``torch.nn``, and the
+    ``Conv1D`` of transformers, which is a linear layer.
 
     Modules and parameters stay the same objects, so optimizers, hooks and ``state_dict`` are as before; ``revert``
     undoes it. The output layer, which the paper leaves plain, is taken like any other: name it in ``skip``. A layer
@@ -188,8 +212,8 @@ def convert(
     # ProxProp layer then, and hooks, buffers, `training` and what else is in its __dict__ need not be known here.
     for place, layer in zip(places, layers, strict=True):
         if layer.reason is None:
-            if type(place.module) in _PROXPROP:
-                place.module.__class__ = _PROXPROP[type(place.module)]
+            if proximal := _proximal_class(type(place.module)):
+                place.module.__class__ = proximal
                 vars(place.module)["_proximal"] = Settings()
             vars(place.module)["_proximal"].reduction = "sum"  # which goes with any mode
             for name in common:
@@ -271,13 +295,13 @@ class _Place:
     partners: dict[str, str]  # names of its parameters, to names of other modules that have them, too
 
     def without_class(self) -> str | None:
-        known = isinstance(self.module, (*_PROXPROP, ProxPropLayer)) or not _has_parameters(self.module)
-        return None if known else _NO_CLASS
+        return None if _known_base(self.module) or not _has_parameters(self.module) else _NO_CLASS
 
     def unfit(self) -> str | None:
         """Why a proximal step does not reach or does not fit this layer; None where it does."""
         module = self.module
-        if not isinstance(module, (*_PROXPROP, ProxPropLayer)):
+        base = _known_base(module)
+        if base is None:
             return "no parameters (quantised?)"
         for name, outer in self.above:
             if isinstance(outer, ProxPropLayer):
@@ -297,13 +321,11 @@ class _Place:
             if type(parameter) is not nn.Parameter:
                 kind = type(parameter).__name__
                 return f"sharded: its {name} is a DTensor" if kind == "DTensor" else f"its {name} is a {kind}"
-        if type(module) not in _PROXPROP and type(module) not in _PLAIN:
-            bases: list[type[nn.Module]] = [ProxPropLayer, *_PROXPROP]
-            base = next(cls for cls in bases if isinstance(module, cls))
+        if type(module) is not base and _plain_class(type(module)) is None:
             return f"a subclass of {base.__name__}"
         if "forward" in vars(module):
             return "its forward is set on the instance"
-        if reason := _unfit_parameters(module):
+        if reason := unknown_option(module) or _unfit_parameters(module):
             return reason
         if self.partners:
             return ", ".join(f"{name} shared with {partner}" for name, partner in self.partners.items())
@@ -326,7 +348,7 @@ def _has_parameters(module: nn.Module) -> bool:
 def _unfit_parameters(module: nn.Module) -> str | None:
     """What is wrong where ``weight`` and ``bias`` are not the layer's own, whole and real."""
     registered = module._parameters
-    for name in ("weight", "bias"):
+    for name in ("weight",) if isinstance(module, nn.Embedding) else ("weight", "bias"):
         if name not in registered:  # pruned, or normalised by a hook; or taken by a wrapper
             sources = ", ".join(other for other in registered if other.startswith(f"{name}_"))
             return f"its {name} is computed from {sources}" if sources else f"its {name} is no parameter (sharded?)"
@@ -392,7 +414,7 @@ def _places(model: nn.Module) -> list[_Place]:
         place
         for place in places.values()
         if _has_parameters(place.module)
-        or isinstance(place.module, (*_PROXPROP, ProxPropLayer))
+        or _known_base(place.module)
         or (_had_parameters(place.module) and not any(_had_parameters(module) for _, module in place.above))
     ]
 
@@ -492,4 +514,4 @@ def _why_nothing(report: ConversionReport) -> str:
         if layer.reason and layer.reason != _NO_CLASS:
             by_reason[layer.reason].append(layer)
     reasons = "; ".join(f"{reason}: {_first_names(layers)}" for reason, layers in list(by_reason.items())[:3])
-    return (f"; {reasons}" if reasons else " (no Linear, Conv1d, Conv2d or Conv3d)") + _without_class(report.layers)
+    return (f"; {reasons}" if reasons else f" (no {KNOWN})") + _without_class(report.layers)

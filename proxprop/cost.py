@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from proxprop.design import Design, MatrixDesign, Parameters
-from proxprop.systems import Bordered, DirectSystem, Dual, MatrixFree, Primal, Spectral, System
+from proxprop.systems import Bordered, Diagonal, DirectSystem, Dual, MatrixFree, Primal, Spectral, System
 
 
 @dataclasses.dataclass
@@ -44,6 +44,8 @@ def cost_model(device: torch.device) -> CostModel:
 
 def direct_system(design: MatrixDesign, gradient: Tensor, beta: float) -> DirectSystem:
     """The cheaper of the two forms with a matrix to factorise (in float64)."""
+    if design.diagonal:
+        return Diagonal(design, gradient, beta)
     form = Primal if _primal(design, None) <= _dual(design, None) else Dual
     return form(design, gradient, beta)
 
@@ -54,6 +56,8 @@ def iterative_system(
     """The cheapest form for that many conjugate gradient iterations; with ``start``, see ``ParameterSystem``."""
     if not isinstance(design, MatrixDesign):
         return MatrixFree(design, gradient, beta, start)
+    if design.diagonal:
+        return Diagonal(design, gradient, beta, start)
     primal, matrix_free = _primal(design, iterations), _matrix_free(design, iterations)
     if start is not None:
         bordered = _bordered(design, iterations)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from proxprop.collector import Collector
 from proxprop.design import CollectedDesign, accumulation_dtype
 from proxprop.function import no_autocast
-from proxprop.layers import ConvLayer, LinearLayer, ProxPropLayer
+from proxprop.layers import ProxPropLayer
 from proxprop.modes import ConjugateGradient, Solve, check_together
 from proxprop.systems import deferred_system
 
@@ -55,7 +55,8 @@ def defer(
     Raises:
         ValueError: if the model has no ProxProp layer; for layers whose step cannot be deferred (of
             ``proxprop_module_generator``, with a weight that is computed, in mode ``'published_cgN'``), are deferred
-            already, or share some of their parameters and not all; if the optimizer lacks some of their parameters.
+            already, or share some of their parameters and not all, or share them and multiply with them in different
+            ways (an embedding and a linear layer); if the optimizer lacks some of their parameters.
         TypeError: for arguments of other types.
 
     A forward pass raises a ``TypeError`` where weights have become something else than parameters. The optimizer's step
@@ -81,7 +82,7 @@ def _check_deferrable(name: str, layer: ProxPropLayer) -> None:
     where = f"defer: {name or 'the model itself'}"
     if layer._proximal.collector is not None:
         raise ValueError(f"{where} is deferred already; remove() that first")
-    if not isinstance(layer, LinearLayer | ConvLayer):
+    if not layer.matrix_known:
         raise ValueError(f"{where} is a {type(layer).__name__}, of unknown structure; such a step cannot be deferred")
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
         raise ValueError(f"{where}: its weight is no parameter (computed, or sharded); such a step cannot be deferred")
@@ -99,8 +100,8 @@ def _check_shared(layers: dict[str, ProxPropLayer]) -> None:
                 other = names.setdefault(id(parameter), name)
                 if _key(layers[other]) != _key(layer):
                     raise ValueError(
-                        f"defer: {other} and {name} share some of their parameters and not all; such a step cannot be "
-                        "deferred"
+                        f"defer: {other} and {name} share some of their parameters and not all, or multiply with them "
+                        "in different ways; such a step cannot be deferred"
                     )
 
 
@@ -115,7 +116,9 @@ def _check_known(layers: dict[str, ProxPropLayer], optimizer: Optimizer) -> None
 
 
 def _key(layer: ProxPropLayer) -> tuple[int, ...]:
-    return tuple(id(layer._parameters.get(name)) for name in ("weight", "bias"))
+    """Equal for layers that have the same parameters and multiply with them in the same way."""
+    parameters = (layer._parameters.get(name) for name in ("weight", "bias"))
+    return id(type(layer)._linearised), *map(id, parameters)
 
 
 @dataclasses.dataclass
@@ -234,7 +237,8 @@ class DeferredStep:
         right = _stacked(design, gradients)
         if right is None:
             return None
-        if not (design.holds_rows and isinstance(settings.mode, ConjugateGradient)):
+        iterated = design.holds_rows and isinstance(settings.mode, ConjugateGradient)
+        if not (iterated or design.diagonal):
             right = right.to(accumulation_dtype(right))
         with no_autocast(right.device.type):
             system = deferred_system(design, right * settings.scale(design.rows), 1 / settings.step_size(design.rows))
@@ -243,7 +247,7 @@ class DeferredStep:
 
     def _sum(self, design: CollectedDesign, counts: Sequence[int]) -> None:
         """Make ``design`` that of all processes, which have collected so many rows each."""
-        if sum(counts) > design.columns:
+        if design.diagonal or sum(counts) > design.columns:
             gram = design.gram().contiguous()
             dist.all_reduce(gram, group=self._group)
             design.set_gram(gram, sum(counts))
@@ -276,7 +280,8 @@ def _stacked(design: CollectedDesign, gradients: Sequence[Tensor | None]) -> Ten
     trained = (design.train_weight, design.train_bias)
     if not any(g is not None and train for g, train in zip(gradients, trained, strict=True)):
         return None
-    shapes = (design.weight_shape, design.weight_shape[:1])
+    weight_shape = design.layout(torch.empty(design.weight_shape, device="meta")).shape
+    shapes = (weight_shape, design.weight_shape[:1])
     parts: list[Tensor | None] = []
     for gradient, train, shape in zip(gradients, trained, shapes, strict=True):
         if gradient is None:  # frozen meanwhile

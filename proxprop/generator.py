@@ -18,9 +18,15 @@ from proxprop.layers import (
     ProxPropConv1d,
     ProxPropConv2d,
     ProxPropConv3d,
+    ProxPropConvTranspose1d,
+    ProxPropConvTranspose2d,
+    ProxPropConvTranspose3d,
+    ProxPropEmbedding,
     ProxPropLayer,
     ProxPropLinear,
+    TransposedLinearLayer,
     Used,
+    check_options,
 )
 from proxprop.linearity import check_linear
 
@@ -109,7 +115,15 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-class GeneratedLayer(ProxPropLayer):
+class _PickledByBase(ProxPropLayer):
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the base class, so that it does not matter under which name the generated class is kept."""
+        reduced = super().__reduce_ex__(protocol)
+        base = type(self).__dict__.get("_generated_from")
+        return reduced if base is None else (_new_instance, (base,), *reduced[2:])
+
+
+class GeneratedLayer(_PickledByBase):
     """A ProxProp layer of unknown structure: conjugate gradients treat its parameters as one stacked vector."""
 
     matrix_known = False
@@ -118,13 +132,7 @@ class GeneratedLayer(ProxPropLayer):
         self._found_linear: set[bool] = set()  # in which of training and evaluation
         if next(self.parameters(), None) is None:
             raise TypeError(f"{type(self).__name__}: the module has no parameters to take a step on")
-        for option in ("max_norm", "sparse", "scale_grad_by_freq"):  # of Embedding and EmbeddingBag
-            value = getattr(self, option, None)
-            if value is not None and value is not False:
-                raise TypeError(
-                    f"{type(self).__name__}: {option}={value} changes the parameters or their gradient in a way of its "
-                    "own, for which a proximal step is not defined"
-                )
+        check_options(self)  # of EmbeddingBag
 
     def _used(self) -> Used:
         """All parameters, and tensors that need a gradient among the attributes, where wrappers keep theirs."""
@@ -155,9 +163,6 @@ class GeneratedLayer(ProxPropLayer):
             output = output.clone()
         return output, make_design, tensors
 
-    def _compiled(self, used: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Any:
-        return self._uncompiled(*args, **kwargs)
-
     def _check_linear(self, forward: Callable[[Sequence[Tensor]], Any], like: Sequence[Tensor], names: str) -> None:
         with torch.autocast(like[0].device.type, enabled=False):
             try:
@@ -172,12 +177,6 @@ class GeneratedLayer(ProxPropLayer):
     def __prepare_scriptable__(self) -> GeneratedLayer:
         raise TypeError(f"{type(self).__name__}: torch.jit.script knows no generated layers; use torch.jit.trace")
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle by the base class, so that it does not matter under which name the generated class is kept."""
-        reduced = super().__reduce_ex__(protocol)
-        base = type(self).__dict__.get("_generated_from")
-        return reduced if base is None else (_new_instance, (base,), *reduced[2:])
-
 
 def _new_instance(base: type[nn.Module]) -> nn.Module:
     cls: type[nn.Module] = proxprop_module_generator(base)
@@ -189,22 +188,36 @@ _CLASSES: dict[type[nn.Module], type[ProxPropLayer]] = {
     nn.Conv1d: ProxPropConv1d,
     nn.Conv2d: ProxPropConv2d,
     nn.Conv3d: ProxPropConv3d,
+    nn.ConvTranspose1d: ProxPropConvTranspose1d,
+    nn.ConvTranspose2d: ProxPropConvTranspose2d,
+    nn.ConvTranspose3d: ProxPropConvTranspose3d,
+    nn.Embedding: ProxPropEmbedding,
 }
 """The ProxProp class of each base class: those written out, and those generated so far."""
+
+
+def is_transposed_linear(cls: type[nn.Module]) -> bool:
+    """Whether this is transformers' ``Conv1D``, a linear layer with a weight ``[in, out]``. Nothing is imported."""
+    return cls.__name__ == "Conv1D" and cls.__module__ in ("transformers.pytorch_utils", "transformers.modeling_utils")
+
+
+class _TransposedLinearLayer(_PickledByBase, TransposedLinearLayer):
+    """Of a class that is known by its name."""
 
 
 def proxprop_module_generator(base: type[nn.Module]) -> type[ProxPropLayer]:
     """Make a ProxProp class of a module class whose output is linear in all of its parameters together.
 
     The class is a subclass of ``base`` with the same constructor plus the keywords ``tau_prox`` and
-    ``optimization_mode`` (see ``ProxPropLinear``), and the same ``state_dict``. For ``torch.nn.Linear`` and
-    ``Conv1d/2d/3d`` it is the class that this package has under that name. Of any other class the structure is
-    unknown: it offers the modes ``'prox_cgN'``, ``'published_cgN'`` and ``'gradient'``, and its conjugate gradients
-    treat all parameters as one stacked vector, with one step length.
+    ``optimization_mode`` (see ``ProxPropLinear``), and the same ``state_dict``. For ``torch.nn.Linear``,
+    ``Conv1d/2d/3d``, ``ConvTranspose1d/2d/3d`` and ``Embedding`` it is the class that this package has under that name.
+    The ``Conv1D`` of transformers has a known structure, too. Of any other class it is unknown: it offers the modes
+    ``'prox_cgN'``, ``'published_cgN'`` and ``'gradient'``, and its conjugate gradients treat all parameters as one
+    stacked vector, with one step length.
 
     Example:
-        >>> ProxPropConvTranspose2d = proxprop_module_generator(torch.nn.ConvTranspose2d)
-        >>> layer = ProxPropConvTranspose2d(16, 8, kernel_size=3, tau_prox=0.5, optimization_mode="prox_cg3")
+        >>> ProxPropBilinear = proxprop_module_generator(torch.nn.Bilinear)
+        >>> layer = ProxPropBilinear(16, 8, 4, tau_prox=0.5, optimization_mode="prox_cg3")
 
     Raises:
         TypeError: if ``base`` is no ``torch.nn.Module`` class or a lazy one; at construction if the module has no
@@ -223,5 +236,6 @@ def proxprop_module_generator(base: type[nn.Module]) -> type[ProxPropLayer]:
             "__module__": base.__module__,
             "_generated_from": base,
         }
-        _CLASSES[base] = type(f"ProxProp{base.__name__}", (GeneratedLayer, base), members)
+        kind = _TransposedLinearLayer if is_transposed_linear(base) else GeneratedLayer
+        _CLASSES[base] = type(f"ProxProp{base.__name__}", (kind, base), members)
     return _CLASSES[base]

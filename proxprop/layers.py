@@ -20,16 +20,24 @@ from proxprop.design import (
     ConvDesign,
     ConvGeometry,
     Design,
+    EmbeddingDesign,
     LinearDesign,
     NoProximalStep,
     SharedProducts,
+    TransposedConvDesign,
+    TransposedConvGeometry,
     is_linear_now,
     is_moved,
     parameters_behind,
+    transposed,
+    working_dtype,
 )
 from proxprop.function import NoStep, ProximalStep, Settings
 from proxprop.modes import check_together, parse_mode, parse_reduction, parse_tau
 from proxprop.rows import is_masking, masked_rows
+
+KNOWN = "Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding"
+"""The layers of known structure, for error messages."""
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # here, as TorchScript reads comments, too
 
@@ -132,7 +140,7 @@ class ProxPropLayer(nn.Module):
         mode = parse_mode(value)
         if mode.needs_matrix and not self.matrix_known:
             raise ValueError(
-                f"optimization_mode {value!r} needs a layer of known structure (Linear, Conv1d, Conv2d, Conv3d); "
+                f"optimization_mode {value!r} needs a layer of known structure ({KNOWN}); "
                 f"{type(self).__name__} can have 'prox_cgN', 'published_cgN' with N >= 1 or 'gradient'"
             )
         check_together(mode, self._proximal.reduction, self._proximal.collector is not None)
@@ -148,8 +156,8 @@ class ProxPropLayer(nn.Module):
         reduction = parse_reduction(value)
         if reduction == "mean" and not self.matrix_known:
             raise ValueError(
-                "gram_reduction 'mean' needs a layer of known structure (Linear, Conv1d, Conv2d, Conv3d); the rows of "
-                f"{type(self).__name__} are not known"
+                f"gram_reduction 'mean' needs a layer of known structure ({KNOWN}); "
+                f"the rows of {type(self).__name__} are not known"
             )
         check_together(self._proximal.mode, reduction, self._proximal.collector is not None)
         self._proximal.reduction = reduction
@@ -226,14 +234,16 @@ class ProxPropLayer(nn.Module):
 
     def _compiled(self, used: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Any:
         """``_step`` from there on, for a compiler that traces the layer."""
+        operator = self._operator(used, trained)
+        if operator is None:
+            return self._uncompiled(*args, **kwargs)
         output = self._output(_detached(used), *args, **kwargs)
         self._check_real(output)
-        operator = self._operator(used, trained)
         return CompiledStep.apply(output, self._proximal, operator, trained, *args, *used.values())
 
-    def _operator(self, used: Used, trained: Sequence[bool]) -> Operator:
-        """What computes the direction in compiled code; the layer's only argument is its input."""
-        raise NotImplementedError
+    def _operator(self, used: Used, trained: Sequence[bool]) -> Operator | None:
+        """What computes the direction in compiled code, where the layer's only argument is its input; None for none."""
+        return None
 
     def _uncompiled(self, *args: Any, **kwargs: Any) -> Any:
         """``_step`` as it is, between what is compiled before and after it."""
@@ -361,13 +371,109 @@ class LinearLayer(ProxPropLayer):
             trained=trained,
             shared=SharedProducts.of(input),
             sparse=input.layout is not torch.strided,
-            mask=masked_rows(input),
+            mask=masked_rows(input, input.shape[:-1]),
         )
         return self._output(detached, input), make_design, (input,)
 
     def _operator(self, used: Used, trained: Sequence[bool]) -> Operator:
         shape = cast(Tensor, used["weight"]).shape
         return functools.partial(linear_direction, weight_shape=shape, trained=trained)
+
+
+class TransposedLinearLayer(ProxPropLayer):
+    """The forward pass and design matrix of linear layers with a weight ``[in, out]``: ``Conv1D`` of transformers."""
+
+    if TYPE_CHECKING:
+        weight: Tensor
+        bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_scripting():
+            _check_recording(self.training)
+            return nn.functional.linear(x, self.weight.detach().t(), self.bias.detach())
+        else:
+            output: Tensor = self._step(x)
+            return output
+
+    def _used(self) -> Used:
+        return {"weight": self.weight, "bias": self.bias}
+
+    def extra_repr(self) -> str:
+        inputs, outputs = self.weight.shape
+        return f"nf={outputs}, nx={inputs}, {super().extra_repr()}"
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)  # the base class has one of its own, without our settings
+
+    def _output(self, used: Used, x: Tensor) -> Tensor:
+        weight, bias = cast(Tensor, used["weight"]), cast(Tensor, used["bias"])
+        return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], weight.shape[1])
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], x: Tensor) -> Linearised:
+        make_design = functools.partial(
+            LinearDesign,
+            weight_shape=cast(Tensor, detached["weight"]).shape[::-1],
+            trained=trained,
+            shared=SharedProducts.of(x),
+            mask=masked_rows(x, x.shape[:-1]),
+            layout=transposed,
+        )
+        return self._output(detached, x), make_design, (x,)
+
+
+class EmbeddingLayer(ProxPropLayer):
+    """The forward pass and design matrix of ``torch.nn.Embedding``."""
+
+    if TYPE_CHECKING:
+        weight: Tensor
+        padding_idx: int | None
+
+    def _check_constructed(self) -> None:
+        check_options(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_scripting():
+            _check_recording(self.training)
+            return nn.functional.embedding(input, self.weight.detach(), self.padding_idx)
+        else:
+            output: Tensor = self._step(input)
+            return output
+
+    def _used(self) -> Used:
+        return {"weight": self.weight, "bias": None}
+
+    def _output(self, used: Used, input: Tensor) -> Tensor:
+        return nn.functional.embedding(input, cast(Tensor, used["weight"]), self.padding_idx)
+
+    def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
+        weight = cast(Tensor, detached["weight"])
+        make_design = functools.partial(
+            EmbeddingDesign,
+            weight_shape=weight.shape[::-1],
+            trained=trained,
+            dtype=working_dtype(weight),
+            padding=self.padding_idx,
+            mask=masked_rows(input, input.shape),
+        )
+        return self._output(detached, input), make_design, (input,)
+
+
+def unknown_option(module: nn.Module) -> str | None:
+    """An option of embeddings, as ``name=value``, with which they do more than to multiply."""
+    for option in ("max_norm", "sparse", "scale_grad_by_freq"):
+        value = getattr(module, option, None)
+        if value is not None and value is not False:
+            return f"{option}={value}"
+    return None
+
+
+def check_options(module: nn.Module) -> None:
+    """Refuse such an option."""
+    if option := unknown_option(module):
+        raise TypeError(
+            f"{type(module).__name__}: {option} changes the parameters or their gradient in a way of its own, for "
+            "which a proximal step is not defined"
+        )
 
 
 class ConvLayer(ProxPropLayer):
@@ -424,6 +530,65 @@ class ConvLayer(ProxPropLayer):
         )
 
 
+class ConvTransposeLayer(ProxPropLayer):
+    """The forward pass and design matrix of ``torch.nn.ConvTranspose1d``, ``ConvTranspose2d``, ``ConvTranspose3d``."""
+
+    if TYPE_CHECKING:
+        weight: Tensor
+        bias: Tensor | None
+        stride: tuple[int, ...]
+        padding: tuple[int, ...]
+        kernel_size: tuple[int, ...]
+        dilation: tuple[int, ...]
+        groups: int
+
+        def _output_padding(self, *args: Any) -> list[int]: ...
+
+        def _conv_transpose(
+            self, input: Tensor, weight: Tensor, bias: Tensor | None, output_padding: list[int]
+        ) -> Tensor: ...
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if is_scripting():
+            _check_recording(self.training)
+            bias = self.bias
+            output_padding = self._extra(input, output_size)
+            return self._conv_transpose(
+                input, self.weight.detach(), None if bias is None else bias.detach(), output_padding
+            )
+        else:
+            output: Tensor = self._step(input, output_size)
+            return output
+
+    def _extra(self, input: Tensor, output_size: list[int] | None) -> list[int]:
+        """The output padding that gives ``output_size``."""
+        return self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
+        )
+
+    def _used(self) -> Used:
+        return {"weight": self.weight, "bias": self.bias}
+
+    def _output(self, used: Used, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._conv_transpose(input, cast(Tensor, used["weight"]), used["bias"], self._extra(input, output_size))
+
+    def _linearised(
+        self, detached: Used, trained: Sequence[bool], input: Tensor, output_size: list[int] | None = None
+    ) -> Linearised:
+        geometry = TransposedConvGeometry.of(
+            cast(Tensor, detached["weight"]).shape,
+            self.stride,
+            self.padding,
+            self._extra(input, output_size),
+            self.dilation,
+            self.groups,
+        )
+        make_design = functools.partial(
+            TransposedConvDesign, geometry=geometry, trained=trained, shared=SharedProducts.of(input)
+        )
+        return self._output(detached, input, output_size), make_design, (input,)
+
+
 class ProxPropLinear(LinearLayer, nn.Linear):  # type: ignore[misc]  # torch says that there always is a bias
     __doc__ = f"``torch.nn.Linear`` with a proximal step.\n\n{ProxPropLayer.__doc__}"
 
@@ -438,3 +603,34 @@ class ProxPropConv2d(ConvLayer, nn.Conv2d):
 
 class ProxPropConv3d(ConvLayer, nn.Conv3d):
     __doc__ = f"``torch.nn.Conv3d`` with a proximal step.\n\n{ProxPropLayer.__doc__}"
+
+
+class ProxPropConvTranspose1d(ConvTransposeLayer, nn.ConvTranspose1d):  # type: ignore[misc]  # padding is no text
+    __doc__ = f"``torch.nn.ConvTranspose1d`` with a proximal step.\n\n{ProxPropLayer.__doc__}"
+
+    def _conv_transpose(self, input: Tensor, weight: Tensor, bias: Tensor | None, output_padding: list[int]) -> Tensor:
+        return nn.functional.conv_transpose1d(
+            input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+class ProxPropConvTranspose2d(ConvTransposeLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # padding is no text
+    __doc__ = f"``torch.nn.ConvTranspose2d`` with a proximal step.\n\n{ProxPropLayer.__doc__}"
+
+    def _conv_transpose(self, input: Tensor, weight: Tensor, bias: Tensor | None, output_padding: list[int]) -> Tensor:
+        return nn.functional.conv_transpose2d(
+            input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+class ProxPropConvTranspose3d(ConvTransposeLayer, nn.ConvTranspose3d):  # type: ignore[misc]  # padding is no text
+    __doc__ = f"``torch.nn.ConvTranspose3d`` with a proximal step.\n\n{ProxPropLayer.__doc__}"
+
+    def _conv_transpose(self, input: Tensor, weight: Tensor, bias: Tensor | None, output_padding: list[int]) -> Tensor:
+        return nn.functional.conv_transpose3d(
+            input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+class ProxPropEmbedding(EmbeddingLayer, nn.Embedding):
+    __doc__ = f"``torch.nn.Embedding`` with a proximal step.\n\n{ProxPropLayer.__doc__}"

@@ -26,12 +26,13 @@ _active: _Mask | None = None  # no context variable, which compilers do not know
 
 @contextlib.contextmanager
 def row_mask(mask: Tensor) -> Iterator[None]:
-    """In forward passes within, leave rows of ``ProxPropLinear`` layers out of their step: padded tokens, say.
+    """In forward passes within, leave rows of linear layers and embeddings out of their step: padded tokens, say.
 
     A row of padding has an input, so it counts in AᵀA, and shortens the step although it says nothing. Left out, the
     step is that of a batch without such rows; a gradient that they have is left out of the layer's, too. The mask
-    applies to ``ProxPropLinear`` layers with inputs ``[*mask.shape, features]``, or with these rows in one dimension.
-    To choose rows makes the host wait for a GPU; in compiled code the layers run uncompiled.
+    applies to ``ProxPropLinear`` layers with inputs ``[*mask.shape, features]`` (so, too, to ``Conv1D`` of
+    transformers), to ``ProxPropEmbedding`` layers with inputs shaped as the mask, and to both with these rows in one
+    dimension. To choose rows makes the host wait for a GPU; in compiled code the layers run uncompiled.
 
     Args:
         mask: True for the rows that count, for example ``[N, T]``.
@@ -54,8 +55,8 @@ def row_mask(mask: Tensor) -> Iterator[None]:
         yield
         if _active.unlike is not None and not _active.used:
             raise ValueError(
-                f"row_mask: a mask {list(mask.shape)} wants inputs {[*mask.shape, 'features']} of a ProxPropLinear, "
-                f"got {list(_active.unlike)}"
+                f"row_mask: a mask {list(mask.shape)} wants inputs {[*mask.shape, 'features']} of a ProxPropLinear "
+                f"or {list(mask.shape)} of a ProxPropEmbedding, got {list(_active.unlike)}"
             )
     finally:
         _active = before
@@ -66,11 +67,11 @@ def is_masking() -> bool:
     return _active is not None
 
 
-def masked_rows(input: Tensor) -> Tensor | None:
-    """Which rows of ``input``, ``[*, in]``, have a part in the step, ``[m]``; None for all."""
+def masked_rows(input: Tensor, shape: torch.Size) -> Tensor | None:
+    """Which rows of ``input`` have a part in the step, ``[m]``; None for all. They are shaped as ``shape``."""
     if _active is None:
         return None
-    if input.shape[:-1] not in (_active.mask.shape, _active.rows.shape):
+    if shape not in (_active.mask.shape, _active.rows.shape):
         _active.unlike = input.shape
         return None
     _active.used = True

@@ -1,9 +1,10 @@
-"""One linear system, (AᵀA + βI) D = AᵀG, in five equal forms.
+"""One linear system, (AᵀA + βI) D = AᵀG, in six equal forms.
 
 Each form chooses where vectors live and how AᵀA acts there; solvers do not know in which one they work. With n the
 length of a column (an output unit or channel), vectors are ``[g, o, n]``:
 
 * ``Primal``: n = d, v stands for itself. For few columns of A: convolutions, small layers.
+* ``Diagonal``: the same where AᵀA is diagonal: element by element. For embeddings.
 * ``Dual``: n = m, v stands for Aᵀv. For few rows of A: wide fully connected layers.
 * ``Spectral``: n = m, v stands for AᵀUv, with U the eigenvectors of AAᵀ. The same for many iterations.
 * ``Bordered``: n = m + 1. The dual form of the published solver, whose right-hand side carries rounding.
@@ -46,7 +47,7 @@ class System(abc.ABC):
     residual: Tensor
     """The right-hand side in this form: the residual of D = 0, ``[g, o, n]``."""
     matrix: Tensor | None = None
-    """What the form holds of AᵀA or AAᵀ, ``[g, n, n]``, once it has made it."""
+    """What the form holds of AᵀA or AAᵀ, ``[g, n, n]`` or a diagonal ``[g, 1, n]``, once it has made it."""
     failed: Tensor | None = None
     """Which groups' factorisation failed, ``[g]``, once there was one."""
 
@@ -169,6 +170,18 @@ class Primal(ParameterSystem, DirectSystem):
         return torch.cholesky_solve(self.residual.mT, factor).mT
 
 
+class Diagonal(Primal):
+    """The primal form where AᵀA is diagonal: ``matrix`` is ``[g, 1, d]``, and all is element by element."""
+
+    def gram_times(self, p: Vector) -> Tensor:
+        return p.value * self.matrix
+
+    def solve(self) -> Parameters:
+        """D by a division, which cannot fail: AᵀA has no negative entries, and β > 0."""
+        smallest = torch.finfo(self.matrix.dtype).tiny
+        return self.parameters(self.residual / (self.matrix + self.beta).clamp(min=smallest))
+
+
 class Dual(DirectSystem):
     """m×m: D = AᵀC with (AAᵀ + βI) C = G; the product with Aᵀ replaces back-propagation's own.
 
@@ -283,6 +296,10 @@ class DeferredPrimal(Deferred, Primal):
     """The primal form, where AᵀA is held."""
 
 
+class DeferredDiagonal(Deferred, Diagonal):
+    """The diagonal form, where that of AᵀA is held."""
+
+
 class DeferredBordered(Deferred, Bordered, DirectSystem):
     """The bordered form, where A is held: the given right-hand side need not be in the range of Aᵀ."""
 
@@ -307,4 +324,6 @@ class DeferredBordered(Deferred, Bordered, DirectSystem):
 
 def deferred_system(design: CollectedDesign, right: Tensor, beta: float) -> DirectSystem:
     """The system of what is held: ``right`` is AᵀG, ``[g, o, d]``; the solve is in its precision."""
+    if design.diagonal:
+        return DeferredDiagonal(design, right, beta)
     return (DeferredBordered if design.holds_rows else DeferredPrimal)(design, right, beta)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 _REASON = (
-    "a class made by proxprop_module_generator, a deferred step and a row mask are not compiled; leave out "
-    "fullgraph=True, and the layer runs uncompiled"
+    "of ProxProp layers, Linear and Conv1d/2d/3d are compiled alone, without a row mask or a deferred step; leave out "
+    "fullgraph=True, and this layer runs uncompiled"
 )
 
 

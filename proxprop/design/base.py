@@ -20,6 +20,20 @@ class NoProximalStep(TypeError):
     """A proximal step is not defined, or not known, for what a layer is asked to do."""
 
 
+Layout = Callable[[Tensor], Tensor]
+"""Takes a layer's weight to one with a row for each output, ``[o, *]``, and such a one back: its own inverse."""
+
+
+def as_it_is(weight: Tensor) -> Tensor:
+    """The layout of weights that have a row for each output, as those of ``Linear`` and convolutions."""
+    return weight
+
+
+def transposed(weight: Tensor) -> Tensor:
+    """The layout of weights ``[in, out]``."""
+    return weight.T
+
+
 ROWS_IN_WORKING_PRECISION = 8192
 """How many terms a float32 sum may have where a solve depends on it (8192 leave an error of about 3e-7)."""
 
@@ -101,7 +115,13 @@ class Design(abc.ABC):
 
 
 class GramDesign(Design):
-    """A design matrix of a weight and a bias, of which Gram matrices can be formed."""
+    """A design matrix of a weight and a bias, of which Gram matrices can be formed.
+
+    ``weight_shape`` is that of the weight in ``layout``: a row for each output.
+    """
+
+    diagonal = False
+    """Whether AᵀA is diagonal, and ``gram`` its diagonal alone, ``[g, 1, d]``."""
 
     def __init__(
         self,
@@ -110,8 +130,9 @@ class GramDesign(Design):
         trained: Sequence[bool],
         dtype: torch.dtype,
         device: torch.device,
+        layout: Layout = as_it_is,
     ) -> None:
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.layout = device, dtype, layout
         self.weight_shape = tuple(weight_shape)
         self.train_weight, self.train_bias = trained
         self.groups = groups
@@ -139,7 +160,7 @@ class GramDesign(Design):
         weight, bias = parameters
         parts = []
         if weight is not None:
-            parts.append(weight.reshape(self.groups, self.outputs, self.weight_columns))
+            parts.append(self.layout(weight).reshape(self.groups, self.outputs, self.weight_columns))
         if bias is not None:
             parts.append(bias.reshape(self.groups, self.outputs, 1))
         return torch.cat(parts, dim=-1)
@@ -147,7 +168,7 @@ class GramDesign(Design):
     def unstack(self, stacked: Tensor) -> Parameters:
         weight = bias = None
         if self.train_weight:
-            weight = stacked[..., : self.weight_columns].reshape(self.weight_shape)
+            weight = self.layout(stacked[..., : self.weight_columns].reshape(self.weight_shape))
         if self.train_bias:
             bias = stacked[..., -1].reshape(-1)
         return weight, bias
@@ -166,8 +187,9 @@ class MatrixDesign(GramDesign):
         groups: int,
         trained: Sequence[bool],
         shared: SharedProducts | None,
+        layout: Layout = as_it_is,
     ) -> None:
-        super().__init__(weight_shape, groups, trained, working_dtype(input), input.device)
+        super().__init__(weight_shape, groups, trained, working_dtype(input), input.device, layout)
         self._saved_input = input
         self._shared = shared
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from proxprop.design.base import GramDesign, MatrixDesign, Parameters, accumulation_dtype
+from proxprop.design.embedding import EmbeddingDesign
 
 
 class CollectedDesign(GramDesign):
@@ -19,7 +20,7 @@ class CollectedDesign(GramDesign):
 
     def __init__(self, like: MatrixDesign) -> None:
         trained = (like.train_weight, like.train_bias)
-        super().__init__(like.weight_shape, like.groups, trained, like.dtype, like.device)
+        super().__init__(like.weight_shape, like.groups, trained, like.dtype, like.device, like.layout)
         self.rows = 0
         self._matrix: Tensor | None = torch.zeros(self.groups, 0, self.columns, dtype=self.dtype, device=self.device)
         self._gram: Tensor | None = None
@@ -78,3 +79,17 @@ class CollectedDesign(GramDesign):
 
     def squared_norms(self, output: Tensor) -> Tensor:
         return output.square().sum(-1, keepdim=True)
+
+
+class CollectedEmbedding(CollectedDesign):
+    """The same of an embedding, whose AᵀA is the counts of all tokens and is held in place of A at all times."""
+
+    diagonal = True
+
+    def __init__(self, like: EmbeddingDesign) -> None:
+        super().__init__(like)
+        self.set_gram(torch.zeros(1, 1, self.columns, dtype=self.dtype, device=self.device), 0)
+
+    def add(self, design: MatrixDesign) -> None:
+        assert isinstance(design, EmbeddingDesign)
+        self.set_gram(self.gram() + design.counts(), self.rows + design.rows)

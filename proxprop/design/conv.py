@@ -112,7 +112,7 @@ class ConvDesign(MatrixDesign):
     def _products(self, input: Tensor, output: Tensor) -> Parameters:
         weight = bias = None
         if self.train_weight:
-            like = input.new_empty(self.weight_shape)
+            like = self.layout(input.new_empty(self.weight_shape))
             _, weight, _ = torch.ops.aten.convolution_backward(
                 output, input, like, None, *self._arguments(), [False, True, False]
             )

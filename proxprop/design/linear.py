@@ -7,7 +7,14 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype, symmetric_product
+from proxprop.design.base import (
+    Layout,
+    MatrixDesign,
+    Parameters,
+    accumulation_dtype,
+    as_it_is,
+    symmetric_product,
+)
 from proxprop.design.shared import SharedProducts
 
 
@@ -21,6 +28,7 @@ class LinearDesign(MatrixDesign):
         shared: What layers with the same input have computed of it.
         sparse: Whether the input is a sparse tensor, of which the products take all entries.
         mask: Which rows count, ``[*]`` in one dimension; the others are no rows of A. None for all.
+        layout: How the weight comes to ``weight_shape``.
     """
 
     def __init__(
@@ -31,8 +39,9 @@ class LinearDesign(MatrixDesign):
         shared: SharedProducts | None = None,
         sparse: bool = False,
         mask: Tensor | None = None,
+        layout: Layout = as_it_is,
     ) -> None:
-        super().__init__(input, weight_shape, groups=1, trained=trained, shared=shared)
+        super().__init__(input, weight_shape, groups=1, trained=trained, shared=shared, layout=layout)
         if sparse:
             input = input.to_dense()
         self._mask = mask
@@ -47,14 +56,14 @@ class LinearDesign(MatrixDesign):
         if weight is None:
             assert bias is not None
             return bias.expand(self.rows, -1)
-        return torch.nn.functional.linear(self.input, weight, bias)  # [m, out]
+        return torch.nn.functional.linear(self.input, self.layout(weight), bias)  # [m, out]
 
     def _batched(self, output: Tensor) -> Tensor:
         rows = output.reshape(-1, self.outputs)
         return rows if rows.shape[0] == self.rows else self._unmasked(rows)  # a product of ours, or the layer's output
 
     def _products(self, input: Tensor, output: Tensor) -> Parameters:
-        weight = output.T @ input if self.train_weight else None
+        weight = self.layout(output.T @ input) if self.train_weight else None
         bias = output.sum(0) if self.train_bias else None
         return weight, bias
 

@@ -42,9 +42,14 @@ def exact(layer, inputs, gradient, tau):
     return split(torch.linalg.solve(system, a.T @ gradient.double().flatten()), shapes)
 
 
-def output_of_parameter(layer, shapes):
-    """The index of the output unit or channel that each trained parameter belongs to (weight and bias layers)."""
-    return torch.cat([torch.arange(shape[0]).repeat_interleave(shape.numel() // shape[0]) for shape in shapes.values()])
+def output_of_column(layer, a, shape):
+    """The index of the output unit or channel that each column of A belongs to: where its entries are not zero.
+
+    Any for a column of zeros. ``shape`` is that of the output.
+    """
+    axis = len(shape) - 1 - len(getattr(layer, "kernel_size", ()))
+    entries = a.T.reshape(-1, *shape).movedim(1 + axis, 1)
+    return entries.abs().reshape(*entries.shape[:2], -1).sum(2).argmax(1)
 
 
 def conjugate_gradients(layer, inputs, gradient, tau, iterations, published=False, one_step_length=False):
@@ -59,7 +64,7 @@ def conjugate_gradients(layer, inputs, gradient, tau, iterations, published=Fals
     if one_step_length:
         columns = [torch.arange(len(rhs))]
     else:
-        owner = output_of_parameter(layer, shapes)
+        owner = output_of_column(layer, a, gradient.shape)
         columns = [torch.nonzero(owner == index).flatten() for index in range(int(owner.max()) + 1)]
     epsilon = 1e-6 if published else 0.0
 

@@ -13,12 +13,17 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
+from transformers_like import Conv1D
 
 import proxprop
 from proxprop import (
     ProxPropConv1d,
     ProxPropConv2d,
     ProxPropConv3d,
+    ProxPropConvTranspose1d,
+    ProxPropConvTranspose2d,
+    ProxPropConvTranspose3d,
+    ProxPropEmbedding,
     ProxPropLinear,
     convert,
     param_groups,
@@ -32,6 +37,11 @@ CLASSES = {
     nn.Conv1d: (ProxPropConv1d, (2, 3, 3)),
     nn.Conv2d: (ProxPropConv2d, (2, 3, 3)),
     nn.Conv3d: (ProxPropConv3d, (2, 3, 2)),
+    nn.ConvTranspose1d: (ProxPropConvTranspose1d, (2, 3, 3)),
+    nn.ConvTranspose2d: (ProxPropConvTranspose2d, (2, 3, 3)),
+    nn.ConvTranspose3d: (ProxPropConvTranspose3d, (2, 3, 2)),
+    nn.Embedding: (ProxPropEmbedding, (5, 3)),
+    Conv1D: (proxprop_module_generator(Conv1D), (5, 3)),
 }
 
 
@@ -351,12 +361,12 @@ def test_a_predicate_that_raises_changes_nothing():
 
 
 def test_a_model_without_layers_says_what_it_has():
-    model = nn.ModuleList([nn.Embedding(3, 2), nn.GRU(2, 2), nn.GRU(2, 2)])
-    with pytest.raises(
-        ValueError, match=r"nothing to convert \(no Linear, .*\); without .* class: 1 Embedding, 2 GRU$"
-    ):
+    model = nn.ModuleList([nn.Bilinear(3, 2, 2), nn.GRU(2, 2), nn.GRU(2, 2)])
+    with pytest.raises(ValueError, match=r"nothing to convert \(no Linear, .*\); without .* class: 1 Bilinear, 2 GRU$"):
         convert(model)
-    with pytest.raises(ValueError, match=r"nothing to convert \(no Linear, Conv1d, Conv2d or Conv3d\)$"):
+    with pytest.raises(
+        ValueError, match=r"nothing to convert \(no Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding\)$"
+    ):
         convert(nn.ReLU())
 
 
@@ -467,6 +477,7 @@ def one(layer):
     return nn.ModuleDict({"layer": layer})
 
 
+OtherConv1D = type("Conv1D", (nn.Bilinear,), {"__init__": lambda self, *a: nn.Bilinear.__init__(self, *a, 3)})
 LEFT_ALONE = {
     "subclass": (lambda: one(Standardised(2, 2, 3)), "layer", "a subclass of Conv2d"),
     "attention": (
@@ -508,7 +519,16 @@ LEFT_ALONE = {
     "complex": (lambda: one(nn.Linear(3, 3, dtype=torch.complex64)), "layer", "complex"),
     "generated": (generated, "layer", "a subclass of ProxPropLayer"),
     "in generated": (generated, "layer.0", "part of a ProxProp layer, layer"),
-    "transposed": (lambda: one(nn.ConvTranspose2d(3, 3, 2)), "layer", "no ProxProp class"),
+    "bilinear": (lambda: one(nn.Bilinear(3, 3, 2)), "layer", "no ProxProp class"),
+    "max_norm": (lambda: one(nn.Embedding(3, 3, max_norm=1.0)), "layer", "max_norm=1.0"),
+    "sparse": (lambda: one(nn.Embedding(3, 3, sparse=True)), "layer", "sparse=True"),
+    "scale_grad_by_freq": (
+        lambda: one(nn.Embedding(3, 3, scale_grad_by_freq=True)),
+        "layer",
+        "scale_grad_by_freq=True",
+    ),
+    "Conv1D": (lambda: one(type("Rescaled", (Conv1D,), {})(3, 3)), "layer", "a subclass of Conv1D"),
+    "Conv1D of another package": (lambda: one(OtherConv1D(3, 3)), "layer", "no ProxProp class"),
 }
 
 
@@ -651,10 +671,10 @@ def test_a_backward_pass_ends_as_it_began():
 
 
 def test_revert_takes_layers_that_convert_did_not_make():
-    model = nn.Sequential(ProxPropLinear(3, 3), proxprop_module_generator(nn.ConvTranspose2d)(2, 2, 3))
+    model = nn.Sequential(ProxPropLinear(3, 3), proxprop_module_generator(nn.Bilinear)(2, 2, 3))
     assert revert(model) == ("0", "1")
-    assert types(model)[1:] == [nn.Linear, nn.ConvTranspose2d]
-    assert vars(model[1]).keys() == vars(nn.ConvTranspose2d(2, 2, 3)).keys()
+    assert types(model)[1:] == [nn.Linear, nn.Bilinear]
+    assert vars(model[1]).keys() == vars(nn.Bilinear(2, 2, 3)).keys()
 
 
 class Scaled(ProxPropLinear):
@@ -734,6 +754,40 @@ class GPT(nn.Module):
         return self.head(x + self.mlp(x))
 
 
+class GPT2(nn.Module):
+    """As transformers builds it: linear layers are Conv1D, and the head has the embedding's weight."""
+
+    def __init__(self, vocabulary=17, width=8, context=6):
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, width)
+        self.wpe = nn.Embedding(context, width)
+        self.ln_1 = nn.LayerNorm(width)
+        self.c_attn = Conv1D(3 * width, width)
+        self.c_proj = Conv1D(width, width)
+        self.c_fc = Conv1D(4 * width, width)
+        self.mlp_c_proj = Conv1D(width, 4 * width)
+        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+    def forward(self, tokens):
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1])[None])
+        q, k, v = self.c_attn(self.ln_1(x)).chunk(3, dim=-1)
+        x = x + self.c_proj(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return self.lm_head(x + self.mlp_c_proj(nn.functional.gelu(self.c_fc(x))))
+
+
+class UNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(6, 3, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.out = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.out(torch.cat([x, self.up(self.norm(self.down(x)).relu(), output_size=x.shape)], 1))
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -763,7 +817,9 @@ NETWORKS = {
         9,
         6,
     ),
-    "gpt": (GPT, None, 4, 1),
+    "gpt": (GPT, None, 4, 3),
+    "gpt2": (GPT2, None, 5, 2),
+    "unet": (UNet, (3, 3, 8, 8), 3, 0),
     "lstm": (Recurrent, (4, 6, 3), 1, 0),
     "transformer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (3, 5, 8), 2, 1),
 }

@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from transformers_like import Conv1D
 
 import proxprop.additive
 from proxprop import (
     ProxPropConv2d,
+    ProxPropConvTranspose2d,
+    ProxPropEmbedding,
     ProxPropLinear,
     convert,
     defer,
@@ -23,6 +26,7 @@ from proxprop import (
     row_mask,
     suggest_tau,
 )
+from proxprop.design import EmbeddingDesign
 
 CASES = {
     "rows are held": (lambda **k: ProxPropLinear(40, 3, **k), (16, 40)),
@@ -31,6 +35,10 @@ CASES = {
     "tokens": (lambda **k: ProxPropLinear(5, 4, bias=False, **k), (16, 3, 5)),
     "convolution": (lambda **k: ProxPropConv2d(4, 6, 3, groups=2, padding=1, **k), (16, 4, 5, 5)),
     "convolution, rows are held": (lambda **k: ProxPropConv2d(8, 2, 3, stride=3, **k), (16, 8, 4, 4)),
+    "transposed linear": (lambda **k: proxprop_module_generator(Conv1D)(3, 9, **k), (16, 9)),
+    "transposed convolution": (lambda **k: ProxPropConvTranspose2d(4, 6, 3, 2, groups=2, **k), (16, 4, 3, 3)),
+    "embedding": (lambda **k: ProxPropEmbedding(7, 3, **k), torch.arange(48).reshape(16, 3) ** 2 % 5),
+    "embedding of few rows": (lambda **k: ProxPropEmbedding(60, 3, **k), torch.arange(16) ** 2 % 5),
 }
 MODES = ["prox_exact", "prox_cg3"]
 
@@ -45,8 +53,13 @@ def case(name, mode, **settings):
     make, shape = CASES[name]
     torch.manual_seed(0)
     layer = make(tau_prox=0.7, optimization_mode=mode, **settings).double()
-    x = torch.randn(shape, dtype=torch.float64)
+    x = shape if isinstance(shape, torch.Tensor) else torch.randn(shape, dtype=torch.float64)
     return layer, x, torch.randn_like(layer(x))
+
+
+def outputs_of(layer):
+    bias = getattr(layer, "bias", None)
+    return layer.weight.shape[1 if isinstance(layer, nn.Embedding) else 0] if bias is None else len(bias)
 
 
 def sgd(layer):
@@ -77,7 +90,9 @@ def test_micro_batches_give_the_direction_of_the_batch(name, mode):
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
-@pytest.mark.parametrize("name", ["rows are held", "Gram matrix is held", "convolution"])
+@pytest.mark.parametrize(
+    "name", ["rows are held", "Gram matrix is held", "convolution", "transposed linear", "transposed convolution"]
+)
 def test_what_is_frozen_stays_out_of_a_deferred_step(name, frozen):
     layer, x, gradient = case(name, "prox_exact")
     getattr(layer, frozen).requires_grad_(False)
@@ -92,7 +107,7 @@ def test_what_is_frozen_stays_out_of_a_deferred_step(name, frozen):
 @pytest.mark.parametrize("name", CASES)
 def test_the_mean_over_rows_is_the_papers_step_of_another_tau_and_scale(name, mode):
     layer, x, gradient = case(name, mode, gram_reduction="mean")
-    rows = layer(x).numel() // (layer.bias if layer.bias is not None else layer.weight).shape[0]
+    rows = layer(x).numel() // outputs_of(layer)
     reference = {k: d * rows / 0.7 for k, d in reference_of(layer, [x], gradient, 0.7 / rows).items()}
     layer(x).backward(gradient)
     assert oracle.relative_error(gradients(layer), reference) < 1e-9
@@ -207,6 +222,23 @@ def test_layers_with_the_same_parameters_take_one_step_together():
     twin.tau_prox = 0.7
     deferred.solve()
     assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "name", ["rows are held", "Gram matrix is held", "transposed linear", "transposed convolution"]
+)
+def test_a_weight_whose_gradient_was_dropped_has_one_of_zeros(name):
+    layer, x, gradient = case(name, "prox_exact")
+    a, shapes = oracle.design_matrix(layer, [x])
+    right = a.T @ gradient.flatten()
+    right[: layer.weight.numel()] = 0
+    d = torch.linalg.solve(a.T @ a + torch.eye(a.shape[1], dtype=a.dtype) / 0.7, right)
+    deferred = defer(layer)
+    layer(x).backward(gradient)
+    layer.weight.grad = None
+    layer.weight.requires_grad_(False)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), {"bias": oracle.split(d, shapes)["bias"]}) < 1e-9
 
 
 def test_a_tied_embeddings_gradient_is_part_of_the_right_hand_side():
@@ -387,7 +419,8 @@ def test_in_float32_what_the_gradients_rounding_costs():
     for name in CASES:
         layer, x, gradient = case(name, "prox_exact")
         reference = oracle.exact(layer, [x], gradient, 0.7)
-        layer, x, gradient = layer.float(), x.float(), gradient.float()
+        layer, gradient = layer.float(), gradient.float()
+        x = x.float() if x.is_floating_point() else x
         deferred = defer(layer)
         accumulate(layer, x, gradient, 4)
         deferred.solve()
@@ -479,6 +512,10 @@ def test_what_cannot_be_deferred_is_refused_at_once():
     second.weight = first.weight
     with pytest.raises(ValueError, match="0 and 1 share some of their parameters and not all"):
         defer(nn.Sequential(first, second))
+    embedding, head = ProxPropEmbedding(3, 3), ProxPropLinear(3, 3, bias=False)
+    head.weight = embedding.weight
+    with pytest.raises(ValueError, match=r"0 and 1 share .* or multiply with them in different ways; such a step"):
+        defer(nn.Sequential(embedding, head))
     defer(first)
     with pytest.raises(ValueError, match="the model itself is deferred already; remove"):
         defer(first)
@@ -506,7 +543,7 @@ def test_deferred_and_masked_layers_run_uncompiled_in_compiled_code():
         handle = defer(layer) if deferred else None
         with nullcontext() if deferred else row_mask(rows):
             output = torch.compile(model, backend="aot_eager")(x)
-            with pytest.raises(Exception, match="a deferred step and a row mask are not compiled"):
+            with pytest.raises(Exception, match="without a row mask or a deferred step"):
                 torch.compile(model, backend="aot_eager", fullgraph=True)(x)
         output.backward(gradient / (1 - output.detach().square()))
         if handle:
@@ -577,6 +614,76 @@ def test_padded_rows_have_no_part_in_a_step(mode, deferred, flat):
     assert oracle.relative_error(gradients(layer), reference) < 1e-9
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("mode", [*MODES, "published_cg3"])
+@pytest.mark.parametrize("name", ["transposed linear", "embedding", "embedding of few rows"])
+def test_so_have_those_of_embeddings_and_transposed_layers(name, mode, deferred):
+    if deferred and mode.startswith("published"):
+        pytest.skip("has no deferred step")
+    layer, x, gradient = case(name, mode)
+    mask = torch.rand(gradient.shape[:-1]) < 0.6
+    if mode == "published_cg3":
+        reference = oracle.conjugate_gradients(layer, [x[mask]], gradient[mask], 0.7, 3, published=True)
+    else:
+        reference = reference_of(layer, [x[mask]], gradient[mask], 0.7)
+    handle = defer(layer) if deferred else None
+    with row_mask(mask):
+        output = layer(x)
+    output.backward(gradient)
+    if handle:
+        handle.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("mode", [*MODES, "published_cg3", "gradient"])
+@pytest.mark.parametrize("tokens", [5, 60])
+def test_rows_of_an_embeddings_padding_index_are_zero(tokens, mode, deferred):
+    if deferred and mode.startswith("published"):
+        pytest.skip("has no deferred step")
+    layer = ProxPropEmbedding(tokens, 3, padding_idx=-2, tau_prox=0.7, optimization_mode=mode).double()
+    x = torch.arange(16) ** 2 % 5
+    x[::3] = tokens - 2
+    gradient, live = torch.randn(16, 3, dtype=torch.float64), x != tokens - 2
+    plain = nn.Embedding(tokens, 3).double()
+    if mode == "gradient":
+        plain(x[live]).backward(gradient[live])
+        reference = gradients(plain)
+    elif mode == "published_cg3":
+        reference = oracle.conjugate_gradients(plain, [x[live]], gradient[live], 0.7, 3, published=True)
+    else:
+        plain.optimization_mode = mode
+        reference = reference_of(plain, [x[live]], gradient[live], 0.7)
+    handle = defer(layer) if deferred else None
+    layer(x).backward(gradient)
+    if handle:
+        handle.solve()
+    assert not layer.weight.grad[tokens - 2].any()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_a_large_vocabulary_makes_no_large_matrix(monkeypatch):
+    """One of 60,000 by 60,000 numbers would take 14 GB, and one of rows by tokens is not needed either."""
+    layer = ProxPropEmbedding(60_000, 4, tau_prox=0.7)
+    x, gradient = torch.tensor([[7, 59_999], [7, 0]]), torch.randn(2, 2, 4)
+    reference = torch.zeros(60_000, 4)
+    for token, seed in zip(x.flatten(), gradient.reshape(-1, 4), strict=True):
+        reference[token] += seed
+    reference[7] /= 2 + 1 / 0.7
+    reference[[0, 59_999]] /= 1 + 1 / 0.7
+    monkeypatch.setattr(EmbeddingDesign, "matrix", None)
+    monkeypatch.setattr(EmbeddingDesign, "_kernel", None)
+    for deferred in (False, True):
+        handle = defer(layer) if deferred else None
+        for mode in ("prox_exact", "prox_cg5"):
+            layer.optimization_mode = mode
+            layer.zero_grad()
+            layer(x).backward(gradient)
+            if handle:
+                handle.solve()
+            torch.testing.assert_close(layer.weight.grad, reference)
+
+
 def test_layers_with_one_input_share_masked_products():
     torch.manual_seed(0)
     x, mask = torch.randn(4, 5, 6, dtype=torch.float64), torch.rand(4, 5) < 0.5
@@ -601,7 +708,7 @@ def test_a_batch_of_padding_alone_has_no_direction(mode):
 
 def test_a_mask_that_fits_nothing_is_told():
     layer, x, _ = case("tokens", "prox_exact")
-    told = pytest.raises(ValueError, match=r"wants inputs \[16, 4, 'features'\] of a ProxPropLinear, got \[16, 3, 5\]")
+    told = pytest.raises(ValueError, match=r"wants inputs \[16, 4, 'features'\] .*\[16, 4\] .*, got \[16, 3, 5\]$")
     with told, row_mask(torch.ones(16, 4, dtype=torch.bool)):
         layer(x)
     with pytest.raises(TypeError, match=r"row_mask takes a tensor of booleans, got torch\.float32"):

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 MODES = ["prox_exact", "prox_cg1", "prox_cg3", "published_cg3", "gradient"]
 SOME = ["wide", "tall", "no bias", "one output", "sequence", "conv2d", "conv2d groups", "conv2d same", "conv2d reflect",
-        "conv1d strided", "conv3d groups strided"]  # fmt: skip
+        "conv1d strided", "conv3d groups strided", "transposed linear wide", "embedding", "embedding few tokens",
+        "conv_transpose2d strided", "conv_transpose2d groups"]  # fmt: skip
 
 
 def flat(directions):
@@ -61,15 +62,22 @@ def test_numbers_agree_with_the_dense_oracle(name, mode):
         wanted = {key: value for key, value in wanted.items() if key not in ("step_ratio", "residual")}
     else:
         assert row.digits > 8
-        assert row.form in ("Primal", "Dual", "Spectral", "Bordered", "MatrixFree")
+        assert row.form in ("Primal", "Dual", "Spectral", "Bordered", "MatrixFree", "Diagonal")
     assert_numbers(row, wanted, 1e-7)
     groups = getattr(layer, "groups", 1)
     a, shapes = oracle.design_matrix(layer, [x])
-    outputs = next(iter(shapes.values()))[0]
+    weight = shapes["weight"]
+    outputs = shapes["bias"][0] if "bias" in shapes else weight[isinstance(layer, nn.Embedding)]
     assert (row.columns * outputs, row.rows * outputs, row.outputs) == (a.shape[1], a.shape[0], outputs)
-    assert row.matrix_bytes in {0, *(8 * groups * n * n for n in (row.rows, row.columns))}
+    assert row.matrix_bytes in {
+        0,
+        *(8 * groups * n * n for n in (row.rows, row.columns)),
+        8 * min(row.rows, row.columns),
+    }
+    assert (row.form == "Diagonal") is (isinstance(layer, nn.Embedding) and mode != "gradient")
     assert (row.name, row.call, row.tau_prox, row.optimization_mode) == ("", 1, 0.7, mode)
-    assert row.factorisation_failed is (False if mode == "prox_exact" else None)
+    factorised = mode == "prox_exact" and not isinstance(layer, nn.Embedding)
+    assert row.factorisation_failed is (False if factorised else None)
     assert row.seconds > 0
 
 
@@ -417,7 +425,7 @@ def test_observing_changes_no_bit(mode):
 
 
 @pytest.mark.parametrize("frozen", [None, "weight", "bias"])
-@pytest.mark.parametrize("name", [name for name in SOME if name != "no bias"])
+@pytest.mark.parametrize("name", [name for name in SOME if name != "no bias" and not name.startswith("embedding")])
 def test_tau_is_the_inverse_mean_eigenvalue(name, frozen):
     layer, x, gradient = prepared(*LAYERS[name], "gradient", 0.7)
     if frozen:
@@ -429,7 +437,14 @@ def test_tau_is_the_inverse_mean_eigenvalue(name, frozen):
     assert suggest_tau(layer, *with_gradient(gradient, x), scale=3.0) == {"": pytest.approx(3 / mean, rel=1e-12)}
 
 
-@pytest.mark.parametrize("name", ["ConvTranspose2d", "Bilinear"])
+def test_tau_of_an_embedding_is_that_of_the_mean_count():
+    layer, x, gradient = prepared(*LAYERS["embedding"], "gradient", 0.7)
+    assert suggest_tau(layer, *with_gradient(gradient, x)) == {"": pytest.approx(1)}  # of 6 rows, and 7 tokens
+    layer, x, gradient = prepared(*LAYERS["embedding few tokens"], "gradient", 0.7)
+    assert suggest_tau(layer, *with_gradient(gradient, x), scale=3.0) == {"": pytest.approx(3 / (6 / 4))}
+
+
+@pytest.mark.parametrize("name", ["BatchNorm1d", "Bilinear"])
 def test_tau_of_unknown_structure_is_an_estimate(name):
     make, inputs = GENERATED[name]
     layer = make(optimization_mode="prox_cg1").double()

@@ -1,20 +1,29 @@
 """Every mode, layer and option against the dense float64 oracle."""
 
+import copy
 import dataclasses
 
 import oracle
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from transformers_like import Conv1D
 
 from proxprop import (
     ProxPropConv1d,
     ProxPropConv2d,
     ProxPropConv3d,
+    ProxPropConvTranspose1d,
+    ProxPropConvTranspose2d,
+    ProxPropConvTranspose3d,
+    ProxPropEmbedding,
     ProxPropLinear,
     proxprop_module_generator,
 )
 from proxprop.cost import COSTS
+
+ProxPropConv1D = proxprop_module_generator(Conv1D)
 
 LAYERS = {
     "wide": (lambda **k: ProxPropLinear(11, 6, **k), (4, 11)),
@@ -47,7 +56,35 @@ LAYERS = {
         lambda **k: ProxPropConv3d(2, 4, 2, stride=(1, 2, 1), dilation=(1, 1, 2), groups=2, **k),
         (2, 2, 3, 5, 4),
     ),
+    "transposed linear wide": (lambda **k: ProxPropConv1D(6, 11, **k), (4, 11)),
+    "transposed linear tall": (lambda **k: ProxPropConv1D(5, 3, **k), (3, 3, 3)),
+    "embedding": (lambda **k: ProxPropEmbedding(7, 3, **k), torch.tensor([[0, 3, 3], [6, 1, 0]])),
+    "embedding few tokens": (lambda **k: ProxPropEmbedding(4, 5, **k), torch.tensor([[0, 3, 3], [1, 1, 0]])),
+    "embedding one row": (lambda **k: ProxPropEmbedding(4, 5, **k), torch.tensor(2)),
+    "conv_transpose1d": (lambda **k: ProxPropConvTranspose1d(2, 4, 3, **k), (3, 2, 7)),
+    "conv_transpose1d dilated": (
+        lambda **k: ProxPropConvTranspose1d(2, 3, 3, stride=3, dilation=2, padding=1, **k),
+        (2, 2, 5),
+    ),
+    "conv_transpose2d": (lambda **k: ProxPropConvTranspose2d(3, 4, 3, padding=1, **k), (2, 3, 5, 4)),
+    "conv_transpose2d strided": (
+        lambda **k: ProxPropConvTranspose2d(2, 3, (3, 4), stride=(2, 3), padding=(1, 2), output_padding=(1, 2), **k),
+        (2, 2, 3, 4),
+    ),
+    "conv_transpose2d no bias": (lambda **k: ProxPropConvTranspose2d(4, 3, 2, stride=2, bias=False, **k), (2, 4, 2, 3)),
+    "conv_transpose2d groups": (
+        lambda **k: ProxPropConvTranspose2d(4, 6, 3, stride=2, groups=2, dilation=(1, 2), **k),
+        (2, 4, 3, 2),
+    ),
+    "conv_transpose2d depthwise": (lambda **k: ProxPropConvTranspose2d(3, 3, 2, groups=3, **k), (2, 3, 3, 3)),
+    "conv_transpose2d unbatched": (lambda **k: ProxPropConvTranspose2d(2, 3, 3, stride=2, **k), (2, 3, 3)),
+    "conv_transpose2d cut": (lambda **k: ProxPropConvTranspose2d(2, 3, 2, stride=2, padding=2, **k), (2, 2, 4, 5)),
+    "conv_transpose3d": (
+        lambda **k: ProxPropConvTranspose3d(2, 4, (2, 3, 2), stride=(1, 2, 1), padding=(1, 0, 1), groups=2, **k),
+        (2, 2, 3, 2, 3),
+    ),
 }
+"""Each with the shape of a random input, or an input."""
 for _mode in ("reflect", "replicate", "circular"):
     LAYERS[f"conv1d {_mode}"] = (
         lambda m=_mode, **k: ProxPropConv1d(2, 3, 3, padding=2, padding_mode=m, **k),
@@ -62,25 +99,28 @@ for _mode in ("reflect", "replicate", "circular"):
         (2, 2, 5, 4),
     )
 
+_SEEDED = torch.Generator().manual_seed(0)
+
+
+def _randn(*shape):
+    return torch.randn(shape, dtype=torch.float64, generator=_SEEDED)
+
+
 GENERATED = {
-    "ConvTranspose2d": (
-        lambda **k: proxprop_module_generator(nn.ConvTranspose2d)(3, 2, 3, stride=2, padding=1, **k),
-        [torch.randn(2, 3, 4, 4, dtype=torch.float64)],
-    ),
     "LayerNorm": (
         lambda **k: proxprop_module_generator(nn.LayerNorm)(6, **k),
-        [torch.randn(4, 6, dtype=torch.float64)],
+        [_randn(4, 6)],
     ),
     "BatchNorm1d": (
         lambda **k: proxprop_module_generator(nn.BatchNorm1d)(6, **k),
-        [torch.randn(5, 6, dtype=torch.float64)],
+        [_randn(5, 6)],
     ),
     "Bilinear": (
         lambda **k: proxprop_module_generator(nn.Bilinear)(3, 4, 2, **k),
-        [torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)],
+        [_randn(5, 3), _randn(5, 4)],
     ),
-    "Embedding": (
-        lambda **k: proxprop_module_generator(nn.Embedding)(7, 3, **k),
+    "EmbeddingBag": (
+        lambda **k: proxprop_module_generator(nn.EmbeddingBag)(7, 3, **k),
         [torch.tensor([[0, 3, 3], [6, 1, 0]])],
     ),
 }
@@ -95,7 +135,8 @@ def directions(layer, inputs, gradient):
 def prepared(make, shape, mode, tau):
     generator = torch.Generator().manual_seed(3)
     layer = make(tau_prox=tau, optimization_mode=mode).double()
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    given = isinstance(shape, torch.Tensor)
+    x = shape if given else torch.randn(shape, generator=generator, dtype=torch.float64)
     gradient = torch.randn(layer(x).shape, generator=generator, dtype=torch.float64)
     return layer, x, gradient
 
@@ -108,7 +149,7 @@ def expected(layer, inputs, gradient, mode, tau, stacked=False):
         return oracle.split(a.T @ gradient.flatten(), shapes)
     kind, steps = mode.split("_cg")
     published = kind == "published"
-    stacked = stacked or (published and not isinstance(layer, nn.Linear))
+    stacked = stacked or (published and isinstance(layer, _ConvNd))
     return oracle.conjugate_gradients(layer, inputs, gradient, tau, int(steps), published, stacked)
 
 
@@ -124,7 +165,13 @@ def test_direction_agrees_with_the_dense_oracle(name, mode):
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 @pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2", "gradient", "published_cg2"])
-@pytest.mark.parametrize("name", ["wide", "tall", "conv2d", "conv2d groups", "conv2d few rows"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("wide", "tall", "conv2d", "conv2d groups", "conv2d few rows"),
+        *("transposed linear wide", "transposed linear tall", "conv_transpose2d", "conv_transpose2d groups"),
+    ],
+)
 def test_only_what_is_trained_is_solved_for(name, mode, frozen):
     make, shape = LAYERS[name]
     layer, x, gradient = prepared(make, shape, mode, tau=0.7)
@@ -145,7 +192,7 @@ def test_generated_layers_treat_all_parameters_as_one_vector(name, mode):
 
 
 def test_generated_layers_honour_frozen_parameters():
-    make, inputs = GENERATED["ConvTranspose2d"]
+    make, inputs = GENERATED["Bilinear"]
     layer = make(tau_prox=0.7, optimization_mode="prox_cg2").double()
     layer.bias.requires_grad_(False)
     gradient = torch.randn(layer(*inputs).shape, dtype=torch.float64)
@@ -226,7 +273,10 @@ def test_the_published_early_stop_looks_at_all_outputs(monkeypatch):
     assert oracle.relative_error(*one) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["conv2d", "conv2d groups", "conv2d strided", "conv3d"])
+@pytest.mark.parametrize(
+    "name",
+    ["conv2d", "conv2d groups", "conv2d strided", "conv3d", "conv_transpose2d strided", "conv_transpose2d groups"],
+)
 def test_right_hand_sides_by_patches_and_by_convolutions_agree(name):
     make, shape = LAYERS[name]
     layer, x, gradient = prepared(make, shape, "gradient", 1.0)
@@ -234,6 +284,22 @@ def test_right_hand_sides_by_patches_and_by_convolutions_agree(name):
     design = make_design(x)
     by_convolutions = design.right_hand_side(gradient)
     assert torch.allclose(design._by_patches(gradient), by_convolutions, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2"])
+@pytest.mark.parametrize("as_keyword", [False, True])
+def test_a_transposed_convolution_of_a_given_output_size(mode, as_keyword):
+    layer, x, _ = prepared(*LAYERS["conv_transpose2d no bias"], mode, 0.7)
+    layer.stride = (3, 2)
+    size = torch.Size([2, 3, 7, 7])
+    output = layer(x, output_size=size) if as_keyword else layer(x, size)
+    gradient = torch.randn_like(output)
+    output.backward(gradient)
+    same = copy.deepcopy(layer)
+    same.output_padding = (2, 1)
+    reference = expected(same, [x], gradient, mode, 0.7)
+    assert output.shape == same(x).shape == size
+    assert oracle.relative_error({"weight": layer.weight.grad}, reference) < 1e-9
 
 
 def test_rank_deficient_inputs_keep_their_digits_in_float32():

@@ -9,10 +9,17 @@ from test_directions import LAYERS, expected, prepared
 
 from proxprop.cost import COSTS, iterative_system
 from proxprop.solvers import CGRules, conjugate_gradients
-from proxprop.systems import Bordered, Dual, MatrixFree, Primal, Spectral
+from proxprop.systems import Bordered, Diagonal, Dual, MatrixFree, Primal, Spectral
 
 ITERATIVE = (Primal, Dual, Spectral, MatrixFree)
 TAU = 0.7
+PAIRS = [
+    *((name, form) for name in ("wide", "tall", "no bias", "one row") for form in ITERATIVE),
+    *((name, form) for name in ("conv2d", "conv2d groups", "conv1d strided") for form in ITERATIVE),
+    *((name, form) for name in ("transposed linear wide", "conv_transpose2d strided") for form in ITERATIVE),
+    *((name, form) for name in ("embedding", "embedding few tokens") for form in (Diagonal, *ITERATIVE[1:])),
+]
+"""An embedding's Gram matrix is known by its diagonal alone, so it has no primal form."""
 
 
 def named(parameters):
@@ -20,13 +27,13 @@ def named(parameters):
 
 
 def design_of(layer, x):
-    _, make_design, _ = layer._linearised(layer._used(), (True, layer.bias is not None), x)
+    used = layer._used()
+    _, make_design, _ = layer._linearised(used, [p is not None for p in used.values()], x)
     return make_design(x)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 5])
-@pytest.mark.parametrize("form", ITERATIVE)
-@pytest.mark.parametrize("name", ["wide", "tall", "no bias", "one row", "conv2d", "conv2d groups", "conv1d strided"])
+@pytest.mark.parametrize(("name", "form"), PAIRS)
 def test_conjugate_gradients_in_every_form(name, form, iterations):
     layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
     system = form(design_of(layer, x), gradient, 1 / TAU)
@@ -34,8 +41,7 @@ def test_conjugate_gradients_in_every_form(name, form, iterations):
     assert oracle.relative_error(actual, expected(layer, [x], gradient, f"prox_cg{iterations}", TAU)) < 1e-9
 
 
-@pytest.mark.parametrize("form", [Primal, Dual])
-@pytest.mark.parametrize("name", ["wide", "tall", "conv2d", "conv2d groups"])
+@pytest.mark.parametrize(("name", "form"), [pair for pair in PAIRS if pair[1] in (Primal, Dual, Diagonal)])
 def test_factorisations_in_both_forms(name, form):
     layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
     actual = named(form(design_of(layer, x), gradient, 1 / TAU).solve())
@@ -50,11 +56,17 @@ def test_published_rules_in_every_form(form):
     assert oracle.relative_error(actual, expected(layer, [x], gradient, "published_cg4", 0.05)) < 1e-6
 
 
-@pytest.mark.parametrize("form", [Primal, Bordered, MatrixFree])
-@pytest.mark.parametrize("name", ["wide", "tall", "no bias", "sequence", "conv2d", "conv2d groups", "conv2d unbatched"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((name, form) for name in ("wide", "tall", "no bias", "sequence") for form in (Primal, Bordered, MatrixFree)),
+        *((f"conv2d{kind}", form) for kind in ("", " groups", " unbatched") for form in (Primal, Bordered, MatrixFree)),
+        *((name, form) for name in ("embedding", "embedding few tokens") for form in (Diagonal, Bordered, MatrixFree)),
+    ],
+)
 def test_solving_for_the_new_parameters_changes_nothing_in_float64(name, form):
     layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
-    start = tuple(None if p is None else p.detach() for p in (layer.weight, layer.bias))
+    start = tuple(None if p is None else p.detach() for p in layer._used().values())
     system = form(design_of(layer, x), gradient, 1 / TAU, start=start)
     actual = named(conjugate_gradients(system, 3, CGRules()))
     assert oracle.relative_error(actual, expected(layer, [x], gradient, "prox_cg3", TAU)) < 1e-9

@@ -11,14 +11,23 @@ import pytest
 import torch
 from test_directions import expected
 from torch import nn
+from transformers_like import Conv1D
 
-from proxprop import ProxPropConv2d, ProxPropLinear, proxprop_module_generator
+from proxprop import (
+    ProxPropConv2d,
+    ProxPropConvTranspose2d,
+    ProxPropEmbedding,
+    ProxPropLinear,
+    proxprop_module_generator,
+)
 
 ProxPropLayerNorm = proxprop_module_generator(nn.LayerNorm)
 
 LAYERS = {
     "Linear": (lambda **k: ProxPropLinear(5, 4, tau_prox=0.7, **k), (6, 5)),
     "Conv2d": (lambda **k: ProxPropConv2d(2, 3, 3, padding=1, tau_prox=0.7, **k), (2, 2, 5, 4)),
+    "ConvTranspose2d": (lambda **k: ProxPropConvTranspose2d(2, 3, 3, stride=2, tau_prox=0.7, **k), (2, 2, 3, 2)),
+    "Conv1D": (lambda **k: proxprop_module_generator(Conv1D)(4, 5, tau_prox=0.7, **k), (6, 5)),
     "generated": (lambda **k: ProxPropLayerNorm(5, tau_prox=0.7, **k), (6, 5)),
 }
 CASES = [
@@ -27,6 +36,9 @@ CASES = [
     ("Linear", "gradient"),
     ("Conv2d", "prox_exact"),
     ("Conv2d", "published_cg2"),
+    ("ConvTranspose2d", "prox_exact"),
+    ("Conv1D", "prox_exact"),
+    ("Conv1D", "published_cg2"),
     ("generated", "prox_cg2"),
     ("generated", "gradient"),
 ]
@@ -92,6 +104,18 @@ def test_views_of_one_vector_in_place_of_parameters(kind, mode):
     layer(x).backward(seed)
     flat = torch.cat([d.flatten() for d in reference.values()])
     assert oracle.relative_error({"": views_of_one_vector.leaf.grad}, {"": flat}) < 1e-9
+
+
+@pytest.mark.parametrize("make", [plain, copies])
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2", "published_cg2"])
+def test_plain_tensors_in_place_of_an_embeddings_parameter(mode, make):
+    layer = ProxPropEmbedding(7, 3, tau_prox=0.7, optimization_mode=mode).double()
+    tokens = torch.tensor([[0, 3, 3], [6, 1, 0]])
+    seed = torch.randn(2, 3, 3, dtype=torch.float64)
+    reference = expected(layer, [tokens], seed, mode, 0.7)
+    parameters = replaced(layer, make)
+    layer(tokens).backward(seed)
+    assert oracle.relative_error({k: p.grad for k, p in parameters.items()}, reference) < 1e-9
 
 
 def test_casts_in_place_of_parameters():

@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from transformers_like import Conv1D
 
-from proxprop import ProxPropConv1d, ProxPropConv2d, ProxPropLinear, proxprop_module_generator
+from proxprop import (
+    ProxPropConv1d,
+    ProxPropConv2d,
+    ProxPropConvTranspose2d,
+    ProxPropEmbedding,
+    ProxPropLinear,
+    proxprop_module_generator,
+)
 
 LAYERS = {
     "Linear": (lambda: ProxPropLinear(5, 4, optimization_mode="prox_exact"), nn.Linear, (5, 4), {}, (6, 5)),
@@ -24,6 +32,14 @@ LAYERS = {
         {"padding": 1, "padding_mode": "reflect"},
         (2, 2, 4, 4),
     ),
+    "ConvTranspose2d": (
+        lambda: ProxPropConvTranspose2d(2, 3, 3, stride=2),
+        nn.ConvTranspose2d,
+        (2, 3, 3),
+        {"stride": 2},
+        (2, 2, 3, 3),
+    ),
+    "Conv1D": (lambda: proxprop_module_generator(Conv1D)(4, 5), Conv1D, (4, 5), {}, (6, 5)),
     "generated": (lambda: proxprop_module_generator(nn.LayerNorm)(5), nn.LayerNorm, (5,), {}, (6, 5)),
 }
 
@@ -168,7 +184,7 @@ def test_tracing_for_training_is_refused(pair):
 def test_scripted_in_evaluation(pair):
     proximal, plain, x = pair
     model = nn.Sequential(proximal, nn.Tanh()).eval()
-    if not isinstance(proximal, nn.Linear | nn.Conv1d | nn.Conv2d):
+    if isinstance(proximal, nn.LayerNorm):
         with pytest.raises(TypeError, match=r"ProxPropLayerNorm: torch\.jit\.script knows no generated layers; use"):
             torch.jit.script(model)
         return
@@ -190,6 +206,25 @@ def test_exported(pair, grad, training):
     with torch.set_grad_enabled(grad):
         exported = torch.export.export(model, (x,), strict=False).module()
     check_recorded(exported, nn.Sequential(plain, nn.Tanh()), x)
+
+
+def test_embeddings_are_recorded_in_evaluation():
+    layer, tokens = ProxPropEmbedding(5, 3, padding_idx=1).eval(), torch.tensor([[0, 1, 4]])
+    output = layer(tokens).detach()
+    exported = torch.export.export(layer, (tokens,), strict=False).module()
+    scripted = torch.jit.script(nn.Sequential(layer))
+    for recorded in (torch.jit.trace(layer, tokens), scripted, exported):
+        assert torch.equal(recorded(tokens), output)
+        assert not recorded(tokens).requires_grad
+    scripted.train()
+    with pytest.raises(torch.jit.Error, match=r"no proximal step in a traced or scripted model; call \.eval\(\) first"):
+        scripted(tokens)
+
+
+def test_a_scripted_transposed_convolution_takes_an_output_size():
+    layer, x = ProxPropConvTranspose2d(2, 3, 3, stride=2).eval(), torch.randn(2, 2, 3, 3)
+    scripted = torch.jit.script(layer)
+    assert torch.equal(scripted(x, [8, 7]), layer(x, [8, 7]))
 
 
 # A graph of torch.fx calls the layer, which keeps its step.
