@@ -23,6 +23,10 @@ class Collector:
     def __init__(self, name: str, parameters: Sequence[Tensor | None]) -> None:
         self.name, self.parameters = name, tuple(parameters)
         self.design: CollectedDesign | None = None
+        self.rows: int | None = None
+        """How many there were; None for no pass."""
+        self.is_due = True
+        """Whether design matrices are wanted, and not their rows counted alone."""
         self._era = object()
         self._accumulated: int | None = None  # the version of the gradient after its last accumulation
         self._written: tuple[weakref.ref[Tensor], int] | None = None  # the last step's direction, with its version
@@ -40,7 +44,7 @@ class Collector:
 
     def clear(self) -> None:
         """Forget all passes."""
-        self.design, self._accumulated, self._era = None, None, object()
+        self.design, self.rows, self._accumulated, self._era = None, None, None, object()
 
     def add(self, node: Any, design: Design) -> None:
         """Take the design matrix of one more pass, once for each of its nodes in autograd's graph.
@@ -54,12 +58,15 @@ class Collector:
         if not isinstance(design, MatrixDesign):
             raise RuntimeError(f"{self.name}: a deferred step needs a weight that is a parameter")
         self._check_gradient()
+        node.collected_in = self._era
+        self.rows = (self.rows or 0) + design.rows
+        if not self.is_due:
+            return
         if self.design is None:
             self.design = CollectedEmbedding(design) if isinstance(design, EmbeddingDesign) else CollectedDesign(design)
         if (design.train_weight, design.train_bias) != (self.design.train_weight, self.design.train_bias):
             raise RuntimeError(f"{self.name}: other parameters are trained than in the passes before, within one step")
         self.design.add(design)
-        node.collected_in = self._era
 
     def _check_gradient(self) -> None:
         """Forget passes whose gradients were zeroed (a step was skipped); refuse to add gradients to a direction."""

@@ -23,7 +23,12 @@ _NOT_CALLED, _NO_PASS = -1, -2  # in place of a number of rows
 
 
 def defer(
-    model: nn.Module, optimizer: Optimizer | None = None, *, process_group: dist.ProcessGroup | None = None
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    process_group: dist.ProcessGroup | None = None,
+    curvature_decay: float = 0.0,
+    refresh_every: int = 1,
 ) -> DeferredStep:
     """Let all ProxProp layers of a model take one step of everything that was accumulated, before the optimizer's.
 
@@ -41,6 +46,10 @@ def defer(
             is returned, after the backward passes and before the optimizer's step.
         process_group: Whose gradients are summed or averaged; the default group where there is one. In a process that
             trains a model of its own, a group of that process alone.
+        curvature_decay: With c > 0, AᵀA is a running average over steps, S = c·S + (1 - c)·AᵀA (of means over rows
+            where ``gram_reduction`` is ``'mean'``), corrected for its start: the curvature of FOOF (Benzing 2022).
+        refresh_every: With K > 1, AᵀA is collected in every K-th step alone, and used as it is in those between,
+            which then cost little more than plain ones.
 
     Returns:
         The deferred step: with ``solve()``, ``discard()`` and ``remove()``.
@@ -67,6 +76,10 @@ def defer(
         raise TypeError(f"defer takes a torch.nn.Module, got {type(model).__name__}")
     if not (optimizer is None or isinstance(optimizer, Optimizer)):
         raise TypeError(f"defer takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if not 0 <= curvature_decay < 1:
+        raise ValueError(f"defer: curvature_decay must be at least 0 and less than 1, got {curvature_decay!r}")
+    if not isinstance(refresh_every, int) or isinstance(refresh_every, bool) or refresh_every < 1:
+        raise ValueError(f"defer: refresh_every must be an integer of at least 1, got {refresh_every!r}")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, ProxPropLayer)}
     if not layers:
         raise ValueError("defer: the model has no ProxProp layer; convert it first")
@@ -75,7 +88,7 @@ def defer(
     _check_shared(layers)
     if optimizer is not None:
         _check_known(layers, optimizer)
-    return DeferredStep(layers, optimizer, process_group)
+    return DeferredStep(layers, optimizer, process_group, curvature_decay, refresh_every)
 
 
 def _check_deferrable(name: str, layer: ProxPropLayer) -> None:
@@ -127,11 +140,19 @@ class _Solve:
 
     layers: list[ProxPropLayer]
     collector: Collector
+    kept: CollectedDesign | None = None
+    """What the last step was taken on, where others are to be taken on it, too."""
+    steps: int = 0
+    """With what is kept."""
+    average: Tensor | None = None
+    """The running average of AᵀA."""
+    weight: float = 0.0
+    """What the weights of its steps sum to: to 1, but for the first ones."""
 
     def state(self) -> int:
-        """How many rows were collected, or why none."""
-        if self.collector.design is not None:
-            return self.collector.design.rows
+        """How many rows there were, or why none."""
+        if self.collector.rows is not None:
+            return self.collector.rows
         settings = self.layers[0]._proximal
         held = any(p is not None and p.grad is not None for p in self.collector.parameters)
         without = held and settings.mode.implicit and not self.collector.holds_direction()
@@ -142,7 +163,12 @@ class DeferredStep:
     """What ``defer`` returns."""
 
     def __init__(
-        self, layers: dict[str, ProxPropLayer], optimizer: Optimizer | None, process_group: dist.ProcessGroup | None
+        self,
+        layers: dict[str, ProxPropLayer],
+        optimizer: Optimizer | None,
+        process_group: dist.ProcessGroup | None,
+        curvature_decay: float,
+        refresh_every: int,
     ) -> None:
         solves: dict[tuple[int, ...], _Solve] = {}
         for name, layer in layers.items():
@@ -152,7 +178,7 @@ class DeferredStep:
             solves[_key(layer)].layers.append(layer)
             layer._proximal.collector = solves[_key(layer)].collector
         self._solves = list(solves.values())
-        self._group = process_group
+        self._group, self._decay, self._every = process_group, curvature_decay, refresh_every
         self._hook = None if optimizer is None else optimizer.register_step_pre_hook(self._before_step)
 
     def solve(self) -> None:
@@ -228,11 +254,10 @@ class DeferredStep:
 
     def _direction(self, solve: _Solve, counts: Sequence[int]) -> Sequence[Tensor | None] | None:
         """D, shaped and sharded like the layer's parameters; None where there is nothing to solve."""
-        settings, design = solve.layers[0]._proximal, solve.collector.design
-        if design is None or not isinstance(settings.mode, Solve):
+        settings = solve.layers[0]._proximal
+        if max(counts) < 0 or not isinstance(settings.mode, Solve):
             return None
-        if self._processes > 1:
-            self._sum(design, counts)
+        design = self._design(solve, counts)
         gradients = [None if p is None else p.grad for p in solve.collector.parameters]
         right = _stacked(design, gradients)
         if right is None:
@@ -244,6 +269,33 @@ class DeferredStep:
             system = deferred_system(design, right * settings.scale(design.rows), 1 / settings.step_size(design.rows))
             directions = settings.mode.solve(system)
         return [None if g is None or d is None else _like(g, d) for g, d in zip(gradients, directions, strict=True)]
+
+    def _design(self, solve: _Solve, counts: Sequence[int]) -> CollectedDesign:
+        """What the step is taken on: of this step, of some steps, or of one before."""
+        design, kept = solve.collector.design, solve.kept
+        if design is None:
+            assert kept is not None
+        else:
+            if self._processes > 1:
+                self._sum(design, counts)
+            if self._decay or self._every > 1:
+                self._keep(solve, design)
+            kept, solve.steps = design, 0
+        solve.steps += 1
+        solve.collector.is_due = self._every == 1 or solve.steps % self._every == 0
+        return kept
+
+    def _keep(self, solve: _Solve, design: CollectedDesign) -> None:
+        """Have ``design`` hold AᵀA, as a running average, also for steps to come."""
+        rows = max(design.rows, 1) if solve.layers[0].gram_reduction == "mean" else 1
+        gram, kept = design.gram() / rows, solve.kept
+        trained = (design.train_weight, design.train_bias)
+        if kept is None or solve.average is None or (kept.train_weight, kept.train_bias) != trained:
+            solve.average, solve.weight = torch.zeros_like(gram), 0.0
+        solve.average = torch.lerp(gram, solve.average, self._decay)
+        solve.weight = self._decay * solve.weight + 1 - self._decay
+        design.set_gram(solve.average * (rows / solve.weight), design.rows)
+        solve.kept = design
 
     def _sum(self, design: CollectedDesign, counts: Sequence[int]) -> None:
         """Make ``design`` that of all processes, which have collected so many rows each."""

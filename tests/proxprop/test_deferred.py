@@ -298,6 +298,78 @@ def test_an_input_may_change_after_its_backward_pass():
     assert oracle.relative_error(gradients(layer), reference) < 1e-9
 
 
+# AᵀA of more than this step.
+
+
+def dense_direction(gram, right, tau):
+    """(AᵀA + I/τ)⁻¹ AᵀG, where the weight is a matrix and there is no bias."""
+    return torch.linalg.solve(gram + torch.eye(len(gram), dtype=gram.dtype) / tau, right.T).T
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(("decay", "every"), [(0.0, 1), (0.9, 1), (0.0, 3), (0.9, 2)])
+def test_a_running_average_that_is_renewed_every_few_steps(decay, every, reduction):
+    layer, _, _ = case("tokens", "prox_exact", gram_reduction=reduction)
+    optimizer = sgd(layer)
+    defer(layer, optimizer, curvature_decay=decay, refresh_every=every)
+    average, weight = torch.zeros(5, 5).double(), 0.0
+    for step in range(7):
+        some, gradient = torch.randn(4 + step, 3, 5).double(), torch.randn(4 + step, 3, 4).double()
+        rows, plain = some.flatten(0, 1), gradient.flatten(0, 1).T @ some.flatten(0, 1)
+        count = len(rows) if reduction == "mean" else 1
+        if step % every == 0:
+            average = decay * average + (1 - decay) * rows.T @ rows / count
+            weight = decay * weight + 1 - decay
+        optimizer.zero_grad()
+        accumulate(layer, some, gradient, 2)
+        optimizer.step()
+        # As a mean it is the paper's with I/τ, too, but for the scale.
+        expected = dense_direction(average / weight, plain, 0.7) / (0.7 if reduction == "mean" else 1)
+        torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_between_renewals_nothing_is_collected_and_gradients_are_watched_as_ever():
+    layer, x, gradient = case("rows are held", "prox_cg3")
+    deferred = defer(layer, refresh_every=2)
+    for step in range(4):
+        layer(x).backward(gradient)
+        assert (layer._proximal.collector.design is None) == bool(step % 2)
+        deferred.solve()
+        with pytest.raises(RuntimeError, match="still holds the direction"):
+            layer(x).backward(gradient)
+        layer.zero_grad()
+    layer.weight.grad = torch.ones_like(layer.weight)
+    with pytest.raises(RuntimeError, match="it has a gradient, and no backward pass of its own"):
+        deferred.solve()
+
+
+def test_other_parameters_begin_a_new_average():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    deferred = defer(layer, curvature_decay=0.9)
+    layer(10 * x).backward(gradient)
+    deferred.solve()
+    layer.zero_grad()
+    layer.bias.requires_grad_(False)
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    layer(x).backward(gradient)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"curvature_decay": 1}, "curvature_decay must be at least 0 and less than 1, got 1"),
+        ({"curvature_decay": float("nan")}, "curvature_decay must be at least 0 and less than 1, got nan"),
+        ({"refresh_every": 0}, "refresh_every must be an integer of at least 1, got 0"),
+        ({"refresh_every": 2.0}, r"refresh_every must be an integer of at least 1, got 2\.0"),
+    ],
+)
+def test_averages_that_cannot_be_are_refused(options, line):
+    with pytest.raises(ValueError, match=line):
+        defer(ProxPropLinear(2, 2), **options)
+
+
 # Between the backward passes and the step.
 
 
