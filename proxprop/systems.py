@@ -13,12 +13,15 @@ length of a column (an output unit or channel), vectors are ``[g, o, n]``:
 from __future__ import annotations
 
 import abc
+import copy
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from proxprop.design import Design, MatrixDesign, Parameters, accumulation_dtype
+from proxprop.design.base import symmetric_product
 
 
 class Vector(NamedTuple):
@@ -36,6 +39,73 @@ class Vector(NamedTuple):
 def dot(u: Tensor, v: Tensor) -> Tensor:
     """Inner products of columns, ``[g, o, n]`` twice to ``[g, o, 1]``."""
     return (u * v).sum(-1, keepdim=True)
+
+
+ACCURATE, REFINABLE = 2.5e-4, 3e-2
+"""Which relative error a direction may have, and which one a refinement brings there (it about squares it)."""
+
+REFINEMENTS = 2
+"""Of a factorisation in the working precision, at most. Each costs two products with A."""
+
+PROBES = 4
+"""How many sums of outputs tell the error."""
+
+LARGE = 1e8
+"""From how many multiply-adds on float64 products for a right-hand side are worth avoiding."""
+
+BLOCK = 512
+"""From twice which size on a factorisation in blocks is faster than LAPACK's own, on a CPU."""
+
+
+def factorised(matrix: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The lower Cholesky factor of ``matrix + βI``, ``[g, n, n]``, and what is not 0 where there is none, ``[g]``."""
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    kept = diagonal.clone()
+    diagonal.add_(beta)  # a sum would be one more matrix to hold
+    factor, info = cholesky(matrix)
+    diagonal.copy_(kept)
+    return factor, info
+
+
+def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """``torch.linalg.cholesky_ex`` of ``[g, n, n]``, of which the lower triangle is read, with large products."""
+    half = matrix.shape[-1] // 2
+    if half < BLOCK or matrix.device.type != "cpu":
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return factor, info
+    factor = torch.zeros_like(matrix)
+    first, failed = cholesky(matrix[:, :half, :half])
+    below = torch.linalg.solve_triangular(first.mT, matrix[:, half:, :half], upper=True, left=False)
+    factor[:, :half, :half], factor[:, half:, :half] = first, below
+    last, failed_later = cholesky(matrix[:, half:, half:] - torch.stack([symmetric_product(rows) for rows in below]))
+    factor[:, half:, half:] = last
+    return factor, failed | failed_later
+
+
+def solved(factor: Tensor, right: Tensor) -> Tensor:
+    """X with X L Lᵀ = ``right``, ``[g, o, n]``; unlike ``cholesky_solve`` without a copy of the factor."""
+    half = torch.linalg.solve_triangular(factor.mT, right, upper=True, left=False)
+    solution: Tensor = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
+    return solution
+
+
+def trace(matrix: Tensor) -> float:
+    """The largest of ``[g, n, n]``."""
+    return float(matrix.diagonal(dim1=-2, dim2=-1).sum(-1).max())
+
+
+def numbers_at_hand(tensor: Tensor) -> bool:
+    """Whether Python may decide by the numbers in ``tensor``: nothing has to wait for them, nor is traced."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _norm(parameters: Parameters) -> float:
+    return math.hypot(*(float(p.double().norm()) for p in parameters if p is not None))
+
+
+def _signs(count: int, size: int) -> Tensor:
+    """Numbers ±1, always the same."""
+    return torch.randint(2, (count, size), generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 class System(abc.ABC):
@@ -95,7 +165,15 @@ class GramSystem(System):
 
 
 class DirectSystem(GramSystem):
-    """A form whose matrix can be formed, and factorised."""
+    """A form whose matrix can be formed, and factorised.
+
+    With ``single``, that is tried in the working precision first, with residuals taken from A itself.
+    """
+
+    single: bool = False
+    quick: bool = False
+    """Whether the right-hand side has the rounding of working precision, so that a solution must be looked at."""
+    gradient: Tensor
 
     def solve(self) -> Parameters:
         """D by Cholesky factorisation, in the accumulation precision.
@@ -104,21 +182,75 @@ class DirectSystem(GramSystem):
         or inputs that are not finite) the factor is replaced, without an exception or a device synchronisation, by
         the root of trace(AᵀA) + β: the step is then explicit, and short enough to be safe for any spectrum.
         """
-        matrix = self.matrix = self._matrix()
-        shift = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-        factor, info = torch.linalg.cholesky_ex(torch.add(matrix, shift, alpha=self.beta))
+        if self.single and (refined := self._refined()) is not None:
+            return refined
+        precision = accumulation_dtype(self.gradient)
+        matrix = self.matrix = self._matrix(precision)
+        factor, info = factorised(matrix, self.beta)
         self.failed = info != 0
-        factor = torch.where(~self.failed[:, None, None], factor, (trace + self.beta).sqrt() * shift)
-        return self.parameters(self._solution(factor))
+        if not numbers_at_hand(info) or bool(self.failed.any()):
+            identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+            explicit = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) + self.beta).sqrt()[:, None, None] * identity
+            factor = torch.where(self.failed[:, None, None], explicit, factor)
+        elif self.quick and (value := self._accurate(factor)) is not None:
+            return self.parameters(value)
+        right = self._right(self.gradient, precision, precise=True) if self.quick else self.residual
+        return self.parameters(self._solution(factor, right))
+
+    def _refined(self) -> Parameters | None:
+        """D by a factorisation in the working precision; None where it stays inaccurate."""
+        matrix = self._matrix(self.design.dtype)
+        if not trace(matrix) * torch.finfo(matrix.dtype).eps < self.beta:
+            return None  # rounding hides β
+        factor, info = factorised(matrix, self.beta)
+        value = None if bool(info.any()) else self._accurate(factor)
+        if value is None:
+            return None
+        self.matrix, self.failed = matrix, info != 0
+        return self.parameters(value)
+
+    def _accurate(self, factor: Tensor) -> Tensor | None:
+        """The solution, iteratively refined with residuals from A itself; None where that does not do.
+
+        Its error is known from a few random sums of outputs, whose residuals cost little.
+        """
+        value = self._solution(factor, self.residual.to(factor.dtype))
+        weights = _signs(PROBES, self.design.outputs).to(value)
+        probe = self._of_outputs(weights)
+        for refinements_left in reversed(range(REFINEMENTS + 1 if self.single else 1)):
+            sums = weights @ value
+            size, missing = _norm(probe.parameters(sums)), _norm(probe.parameters(probe._correction(factor, sums)))
+            if missing <= ACCURATE * size:
+                return value
+            if not refinements_left or not missing < REFINABLE * size:
+                break
+            value = value + self._correction(factor, value)
+        return None
+
+    def _correction(self, factor: Tensor, value: Tensor) -> Tensor:
+        """What is missing to the solution, by its residual."""
+        output = self.design.apply(tuple(p if p is None else p.to(self.design.dtype) for p in self.parameters(value)))
+        right = self._right(self.gradient.reshape(output.shape) - output, value.dtype, precise=False)
+        return self._solution(factor, torch.add(right, value, alpha=-self.beta))
+
+    def _of_outputs(self, weights: Tensor) -> DirectSystem:
+        """The system of weighted sums of outputs, ``weights`` being ``[sums, o]``."""
+        part = copy.copy(self)
+        part.design = self.design.of_outputs(range(len(weights)), self.design.dtype)
+        part.gradient = part.design.from_rows(weights.to(self.gradient) @ self.design.to_rows(self.gradient))
+        return part
 
     @abc.abstractmethod
-    def _matrix(self) -> Tensor:
-        """AᵀA or AAᵀ in the accumulation precision, ``[g, n, n]``."""
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        """AᵀA or AAᵀ in precision ``dtype``, ``[g, n, n]``."""
 
     @abc.abstractmethod
-    def _solution(self, factor: Tensor) -> Tensor:
-        """The solution, given the lower Cholesky factor of ``matrix + βI``."""
+    def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        """The right-hand side for a gradient ``output``, ``[g, o, n]``, with or without ``precise`` products."""
+
+    @abc.abstractmethod
+    def _solution(self, factor: Tensor, right: Tensor) -> Tensor:
+        """The solution for a right-hand side, given the lower Cholesky factor of ``matrix + βI``."""
 
 
 class ParameterSystem(System):
@@ -133,10 +265,10 @@ class ParameterSystem(System):
         super().__init__(design, beta)
         self._start = None if start is None else design.stack(start).to(design.dtype)  # [g, o, d]
 
-    def _right_hand_side(self, gradient: Tensor) -> Tensor:
+    def _right_hand_side(self, gradient: Tensor, precise: bool = True) -> Tensor:
         """AᵀG."""
         if self._start is None:
-            return self._adjoint(gradient)
+            return self.design.right_hand_side(gradient, precise)
         output, shift = self.design.apply(self.design.unstack(self._start)), self.beta * self._start
         return (self._adjoint(output) + shift) - (self._adjoint(output - gradient.reshape(output.shape)) + shift)
 
@@ -152,21 +284,35 @@ class ParameterSystem(System):
 
 
 class Primal(ParameterSystem, DirectSystem):
-    """d×d: everything runs in the accumulation precision, which is cheap where d is small."""
+    """d×d: everything runs in the accumulation precision, which is cheap where d is small, unless ``single``."""
 
-    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
+    def __init__(
+        self,
+        design: MatrixDesign,
+        gradient: Tensor,
+        beta: float,
+        start: Parameters | None = None,
+        *,
+        single: bool = False,
+    ) -> None:
         super().__init__(design, beta, start)
-        self.matrix: Tensor = design.gram()  # [g, d, d]
-        self.residual = self._right_hand_side(gradient).to(self.matrix.dtype)  # [g, o, d]
+        self.gradient, self.single = gradient, single
+        large = start is None and design.precise_right and design.product_cost > LARGE and numbers_at_hand(gradient)
+        self.quick = single or (large and design.dtype != accumulation_dtype(gradient))
+        self.matrix: Tensor = design.gram(design.dtype if single else None)  # [g, d, d]
+        self.residual = self._right(gradient, self.matrix.dtype, precise=not self.quick)  # [g, o, d]
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.value @ self.matrix
 
-    def _matrix(self) -> Tensor:
-        return self.matrix
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        return self.matrix if self.matrix.dtype == dtype else self.design.gram(dtype)
 
-    def _solution(self, factor: Tensor) -> Tensor:
-        return torch.cholesky_solve(self.residual.mT, factor).mT
+    def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        return self._right_hand_side(output, precise).to(dtype)
+
+    def _solution(self, factor: Tensor, right: Tensor) -> Tensor:
+        return solved(factor, right)
 
 
 class Dual(DirectSystem):
@@ -175,9 +321,10 @@ class Dual(DirectSystem):
     Iterations and the product with the inverse run in the working precision.
     """
 
-    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float) -> None:
+    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float, *, single: bool = False) -> None:
         super().__init__(design, beta)
-        self.residual = design.to_rows(gradient).contiguous()  # [g, o, m], a column after the other
+        self.gradient, self.single = gradient, single
+        self.residual = self._right(gradient, gradient.dtype, precise=False)  # [g, o, m], a column after the other
 
     def vector(self, value: Tensor) -> Vector:
         if self.matrix is None:
@@ -190,11 +337,16 @@ class Dual(DirectSystem):
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.adjoint(self.design.from_rows(value))
 
-    def _matrix(self) -> Tensor:
-        return self.design.kernel(accumulation_dtype(self.residual))
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        return self.design.kernel(dtype)
 
-    def _solution(self, factor: Tensor) -> Tensor:
-        return self.residual @ torch.cholesky_inverse(factor).to(self.residual.dtype)
+    def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        return self.design.to_rows(output).contiguous()
+
+    def _solution(self, factor: Tensor, right: Tensor) -> Tensor:
+        if self.design.outputs < self.design.rows or factor.dtype == right.dtype:
+            return solved(factor, right.to(factor)).to(right)
+        return right @ torch.cholesky_inverse(factor).to(right.dtype)
 
 
 class Spectral(GramSystem):

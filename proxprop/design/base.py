@@ -6,6 +6,7 @@ import abc
 import copy
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,8 +46,14 @@ def symmetric_product(matrix: Tensor, blocks: int = 5) -> Tensor:
         return matrix @ matrix.T
     product = matrix.new_empty(m, m)
     for start in range(0, m, size):
-        product[start:, start : start + size] = matrix[start:] @ matrix[start : start + size].T
-    return product.tril() + product.tril(-1).T
+        end = start + size
+        product[start:, start:end] = matrix[start:] @ matrix[start:end].T
+        product[start:end, end:] = product[end:, start:end].T
+    return product
+
+
+SYMMETRIC = 0.6
+"""What ``symmetric_product`` computes of a product."""
 
 
 class Design(abc.ABC):
@@ -85,8 +92,11 @@ class Design(abc.ABC):
     def unstack(self, stacked: Tensor) -> Parameters:
         """The inverse of ``stack``."""
 
-    def right_hand_side(self, output: Tensor) -> Tensor:
-        """Aᵀ z, stacked, as accurate as a solve needs it: a solve amplifies its error by the condition of A."""
+    def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
+        """Aᵀ z, stacked, as accurate as a solve needs it: a solve amplifies its error by the condition of A.
+
+        ``precise`` False says that the condition is moderate.
+        """
         return self.stack(self.adjoint(output))
 
     @abc.abstractmethod
@@ -98,6 +108,8 @@ class MatrixDesign(Design):
     """A design matrix of known structure: parameters are a weight and a bias, and Gram matrices can be formed."""
 
     rows: int
+    precise_right: ClassVar[bool] = False
+    """Whether a precise right-hand side costs more than one that is not."""
     input: Tensor
     """The input as the products take it, ``[N, ...]``; each of its N elements is m/N rows of A."""
 
@@ -122,7 +134,22 @@ class MatrixDesign(Design):
     @property
     @abc.abstractmethod
     def gram_cost(self) -> float:
-        """Multiply-adds that ``gram`` needs."""
+        """Multiply-adds that ``gram`` needs, over all groups."""
+
+    @property
+    @abc.abstractmethod
+    def precise_gram(self) -> bool:
+        """Whether all of them are in the precision that ``gram`` is asked for, or only the sums of their results."""
+
+    @property
+    @abc.abstractmethod
+    def kernel_cost(self) -> float:
+        """Multiply-adds that ``kernel`` needs, over all groups."""
+
+    @property
+    @abc.abstractmethod
+    def product_cost(self) -> float:
+        """What a product with A or Aᵀ costs, over all groups, in multiply-adds of a large matrix product."""
 
     @abc.abstractmethod
     def trace(self) -> Tensor:
@@ -136,9 +163,10 @@ class MatrixDesign(Design):
         part.weight_shape = (self.groups * part.outputs, *self.weight_shape[1:])
         return part
 
-    def gram(self) -> Tensor:
-        """AᵀA in the accumulation precision, ``[g, d, d]``."""
-        return self._once(("gram",), self._gram)
+    def gram(self, dtype: torch.dtype | None = None) -> Tensor:
+        """AᵀA in precision ``dtype``, by default the accumulation precision, ``[g, d, d]``."""
+        dtype = dtype or accumulation_dtype(self.input)
+        return self._once(("gram", dtype), functools.partial(self._gram, dtype))
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """AAᵀ in precision ``dtype``, ``[g, m, m]``."""
@@ -156,7 +184,7 @@ class MatrixDesign(Design):
         """What else than the input decides A, and the precision of its products."""
 
     @abc.abstractmethod
-    def _gram(self) -> Tensor: ...
+    def _gram(self, dtype: torch.dtype) -> Tensor: ...
 
     @abc.abstractmethod
     def _kernel(self, dtype: torch.dtype) -> Tensor: ...
@@ -180,7 +208,7 @@ class MatrixDesign(Design):
     def adjoint(self, output: Tensor) -> Parameters:
         return self._products(self.input, self._batched(output))
 
-    def right_hand_side(self, output: Tensor) -> Tensor:
+    def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
         """A total in the accumulation precision, of products that sum a few thousand rows in the input's own."""
         elements = max(1, ROWS_IN_WORKING_PRECISION * self.input.shape[0] // self.rows)
         total = torch.zeros((), dtype=accumulation_dtype(output), device=self.device)

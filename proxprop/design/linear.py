@@ -7,7 +7,14 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype, symmetric_product
+from proxprop.design.base import (
+    ROWS_IN_WORKING_PRECISION,
+    SYMMETRIC,
+    MatrixDesign,
+    Parameters,
+    accumulation_dtype,
+    symmetric_product,
+)
 from proxprop.design.shared import SharedProducts
 
 
@@ -21,6 +28,8 @@ class LinearDesign(MatrixDesign):
         shared: What layers with the same input have computed of it.
         sparse: Whether the input is a sparse tensor, of which the products take all entries.
     """
+
+    precise_right = True
 
     def __init__(
         self,
@@ -51,7 +60,9 @@ class LinearDesign(MatrixDesign):
         bias = output.sum(0) if self.train_bias else None
         return weight, bias
 
-    def right_hand_side(self, output: Tensor) -> Tensor:
+    def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
+        if not precise:
+            return super().right_hand_side(output)
         # Products in float64, too: what rounding puts outside the range of Aᵀ, a large τ amplifies.
         dtype = accumulation_dtype(output)
         return self.stack(self._products(self.input.to(dtype), self._batched(output).to(dtype)))
@@ -65,18 +76,36 @@ class LinearDesign(MatrixDesign):
 
     @property
     def gram_cost(self) -> float:
-        return self.rows * self.columns**2  # symmetric, but in float64
+        return SYMMETRIC * self.rows * self.columns**2
+
+    @property
+    def precise_gram(self) -> bool:
+        return True
+
+    @property
+    def kernel_cost(self) -> float:
+        return SYMMETRIC * self.rows**2 * self.columns
+
+    @property
+    def product_cost(self) -> float:
+        return self.rows * self.columns * self.outputs
 
     @property
     def _reading(self) -> tuple[Hashable, ...]:
         return self.train_weight, self.train_bias
 
-    def _gram(self) -> Tensor:
-        input = self.input.to(accumulation_dtype(self.input))
+    def _gram(self, dtype: torch.dtype) -> Tensor:
+        first, *others = torch.split(self.input, ROWS_IN_WORKING_PRECISION)
+        total = self._gram_of(first.to(dtype))
+        for input in others:
+            total = total.to(accumulation_dtype(input)) + self._gram_of(input.to(dtype))
+        return total.to(dtype)[None]
+
+    def _gram_of(self, input: Tensor) -> Tensor:
         parts = [input] if self.train_weight else []
         if self.train_bias:
-            parts.append(input.new_ones(self.rows, 1))
-        return symmetric_product(torch.cat(parts, dim=-1).T)[None]
+            parts.append(input.new_ones(input.shape[0], 1))
+        return symmetric_product(torch.cat(parts, dim=-1).T)
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
         shape = (self.rows, self.rows)
