@@ -46,13 +46,13 @@ def cost_model(device: torch.device) -> CostModel:
 
 def direct_system(design: MatrixDesign, gradient: Tensor, beta: float) -> DirectSystem:
     """The cheapest of the two forms with a matrix to factorise, in the accumulation or in the working precision."""
-    singles = [False]
-    if numbers_at_hand(gradient) and design.dtype != accumulation_dtype(gradient):
+    singles, can_look = [False], numbers_at_hand(gradient)
+    if can_look and design.dtype != accumulation_dtype(gradient):
         singles.append(True)
     primal, primal_single = min((_direct_primal(design, single), single) for single in singles)
     dual, dual_single = min((_direct_dual(design, single), single) for single in singles)
     if primal <= dual:
-        return Primal(design, gradient, beta, single=primal_single)
+        return Primal(design, gradient, beta, single=primal_single, precise=not can_look)
     return Dual(design, gradient, beta, single=dual_single)
 
 

@@ -172,7 +172,7 @@ class DirectSystem(GramSystem):
 
     single: bool = False
     quick: bool = False
-    """Whether the right-hand side has the rounding of working precision, so that a solution must be looked at."""
+    """Whether products have the rounding of the working precision, so that a solution must be looked at."""
     gradient: Tensor
 
     def solve(self) -> Parameters:
@@ -185,21 +185,29 @@ class DirectSystem(GramSystem):
         if self.single and (refined := self._refined()) is not None:
             return refined
         precision = accumulation_dtype(self.gradient)
-        matrix = self.matrix = self._matrix(precision)
+        factor = self._factor(self._matrix(precision, precise=False))
+        if not self.quick:
+            return self.parameters(self._solution(factor, self.residual))
+        if (value := self._accurate(factor)) is not None:
+            return self.parameters(value)
+        if self.design.rough_gram:
+            factor = self._factor(self._matrix(precision, precise=True))
+        return self.parameters(self._solution(factor, self._right(self.gradient, precision, precise=True)))
+
+    def _factor(self, matrix: Tensor) -> Tensor:
+        """The lower Cholesky factor of ``matrix + βI``, or of a multiple of the identity where it has none."""
+        self.matrix = matrix
         factor, info = factorised(matrix, self.beta)
         self.failed = info != 0
-        if not numbers_at_hand(info) or bool(self.failed.any()):
-            identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-            explicit = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) + self.beta).sqrt()[:, None, None] * identity
-            factor = torch.where(self.failed[:, None, None], explicit, factor)
-        elif self.quick and (value := self._accurate(factor)) is not None:
-            return self.parameters(value)
-        right = self._right(self.gradient, precision, precise=True) if self.quick else self.residual
-        return self.parameters(self._solution(factor, right))
+        if numbers_at_hand(info) and not bool(self.failed.any()):
+            return factor
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        explicit = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) + self.beta).sqrt()[:, None, None] * identity
+        return torch.where(self.failed[:, None, None], explicit, factor)
 
     def _refined(self) -> Parameters | None:
         """D by a factorisation in the working precision; None where it stays inaccurate."""
-        matrix = self._matrix(self.design.dtype)
+        matrix = self._matrix(self.design.dtype, precise=False)
         if not trace(matrix) * torch.finfo(matrix.dtype).eps < self.beta:
             return None  # rounding hides β
         factor, info = factorised(matrix, self.beta)
@@ -217,7 +225,7 @@ class DirectSystem(GramSystem):
         value = self._solution(factor, self.residual.to(factor.dtype))
         weights = _signs(PROBES, self.design.outputs).to(value)
         probe = self._of_outputs(weights)
-        for refinements_left in reversed(range(REFINEMENTS + 1 if self.single else 1)):
+        for refinements_left in reversed(range(REFINEMENTS + 1 if self.single or self.design.rough_gram else 1)):
             sums = weights @ value
             size, missing = _norm(probe.parameters(sums)), _norm(probe.parameters(probe._correction(factor, sums)))
             if missing <= ACCURATE * size:
@@ -241,8 +249,8 @@ class DirectSystem(GramSystem):
         return part
 
     @abc.abstractmethod
-    def _matrix(self, dtype: torch.dtype) -> Tensor:
-        """AᵀA or AAᵀ in precision ``dtype``, ``[g, n, n]``."""
+    def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        """AᵀA or AAᵀ in precision ``dtype``, perhaps of ``precise`` products, ``[g, n, n]``."""
 
     @abc.abstractmethod
     def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
@@ -284,7 +292,10 @@ class ParameterSystem(System):
 
 
 class Primal(ParameterSystem, DirectSystem):
-    """d×d: everything runs in the accumulation precision, which is cheap where d is small, unless ``single``."""
+    """d×d: everything runs in the accumulation precision, which is cheap where d is small, unless ``single``.
+
+    ``precise`` asks for the most accurate Gram matrix and right-hand side, where nobody can look at the solution.
+    """
 
     def __init__(
         self,
@@ -294,19 +305,23 @@ class Primal(ParameterSystem, DirectSystem):
         start: Parameters | None = None,
         *,
         single: bool = False,
+        precise: bool = False,
     ) -> None:
         super().__init__(design, beta, start)
         self.gradient, self.single = gradient, single
-        large = start is None and design.precise_right and design.product_cost > LARGE and numbers_at_hand(gradient)
-        self.quick = single or (large and design.dtype != accumulation_dtype(gradient))
-        self.matrix: Tensor = design.gram(design.dtype if single else None)  # [g, d, d]
+        large = design.precise_right and design.product_cost > LARGE and design.dtype != accumulation_dtype(gradient)
+        can_look = start is None and numbers_at_hand(gradient)
+        self.quick = single or (can_look and not precise and (large or design.rough_gram))
+        self.matrix: Tensor = design.gram(design.dtype if single else None, precise)  # [g, d, d]
         self.residual = self._right(gradient, self.matrix.dtype, precise=not self.quick)  # [g, o, d]
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.value @ self.matrix
 
-    def _matrix(self, dtype: torch.dtype) -> Tensor:
-        return self.matrix if self.matrix.dtype == dtype else self.design.gram(dtype)
+    def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        if self.matrix.dtype == dtype and not precise:
+            return self.matrix
+        return self.design.gram(dtype, precise)
 
     def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
         return self._right_hand_side(output, precise).to(dtype)
@@ -337,7 +352,7 @@ class Dual(DirectSystem):
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.adjoint(self.design.from_rows(value))
 
-    def _matrix(self, dtype: torch.dtype) -> Tensor:
+    def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
         return self.design.kernel(dtype)
 
     def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:

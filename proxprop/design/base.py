@@ -142,6 +142,11 @@ class MatrixDesign(Design):
         """Whether all of them are in the precision that ``gram`` is asked for, or only the sums of their results."""
 
     @property
+    def rough_gram(self) -> bool:
+        """Whether products in the working precision decide how accurate ``gram`` is."""
+        return False
+
+    @property
     @abc.abstractmethod
     def kernel_cost(self) -> float:
         """Multiply-adds that ``kernel`` needs, over all groups."""
@@ -163,10 +168,14 @@ class MatrixDesign(Design):
         part.weight_shape = (self.groups * part.outputs, *self.weight_shape[1:])
         return part
 
-    def gram(self, dtype: torch.dtype | None = None) -> Tensor:
-        """AᵀA in precision ``dtype``, by default the accumulation precision, ``[g, d, d]``."""
+    def gram(self, dtype: torch.dtype | None = None, precise: bool = False) -> Tensor:
+        """AᵀA in precision ``dtype``, by default the accumulation precision, ``[g, d, d]``.
+
+        ``precise`` asks a ``rough_gram`` for products of the accumulation precision, too.
+        """
         dtype = dtype or accumulation_dtype(self.input)
-        return self._once(("gram", dtype), functools.partial(self._gram, dtype))
+        precise = precise and self.rough_gram
+        return self._once(("gram", dtype, precise), functools.partial(self._gram, dtype, precise))
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """AAᵀ in precision ``dtype``, ``[g, m, m]``."""
@@ -184,7 +193,7 @@ class MatrixDesign(Design):
         """What else than the input decides A, and the precision of its products."""
 
     @abc.abstractmethod
-    def _gram(self, dtype: torch.dtype) -> Tensor: ...
+    def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor: ...
 
     @abc.abstractmethod
     def _kernel(self, dtype: torch.dtype) -> Tensor: ...

@@ -234,16 +234,20 @@ class ConvDesign(MatrixDesign):
         geometry = dataclasses.replace(self.geometry, weight_shape=one_output)
         return self.train_weight, self.train_bias, geometry, self.precise_gram
 
-    def _gram(self, dtype: torch.dtype) -> Tensor:
-        return self._accumulated_gram().to(dtype)
+    @property
+    def rough_gram(self) -> bool:
+        return self._by_pixels and self.dtype != accumulation_dtype(self.input)
 
-    def _accumulated_gram(self) -> Tensor:
+    def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor:
+        return self._accumulated_gram(precise or self.precise_gram).to(dtype)
+
+    def _accumulated_gram(self, precise: bool) -> Tensor:
         dtype = accumulation_dtype(self.input)
         count = torch.full((self.groups, 1, 1), self.rows, dtype=dtype, device=self.device)
         if not self.train_weight:
             return count
         image = self.input if self._by_pixels else self._padded()
-        weights = self._patch_gram(image.to(dtype) if self.precise_gram else image)  # [g, d, d]
+        weights = self._patch_gram(image.to(dtype) if precise else image)  # [g, d, d]
         if not self.train_bias:
             return weights
         sums = patch_sums(self._padded(), *self._taps).reshape(self.groups, 1, self.weight_columns)

@@ -94,7 +94,7 @@ class LinearDesign(MatrixDesign):
     def _reading(self) -> tuple[Hashable, ...]:
         return self.train_weight, self.train_bias
 
-    def _gram(self, dtype: torch.dtype) -> Tensor:
+    def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor:
         first, *others = torch.split(self.input, ROWS_IN_WORKING_PRECISION)
         total = self._gram_of(first.to(dtype))
         for input in others:
