@@ -46,7 +46,7 @@ class ConvGeometry:
 
         As many are left out on either side, for each dimension. Their columns of A are zero, and so is D.
         """
-        if self.zero_padding is None:
+        if self.zero_padding is None or torch.compiler.is_compiling():
             return self, (0,) * len(size)
         counts = []
         for length, pad, taps, hop, step in zip(
@@ -108,7 +108,8 @@ class ConvDesign(MatrixDesign):
         arguments = geometry.kernel_size, geometry.stride, geometry.dilation, geometry.groups
         pixels = PixelGram(tuple(self.input.shape), self.padding, *arguments)
         strips = PatchGram(self._padded_shape, *arguments)
-        self._by_pixels = pixels.cost < strips.cost
+        # A compiler would trace all that pixels are sorted by.
+        self._by_pixels = not torch.compiler.is_compiling() and pixels.cost < strips.cost
         self._patch_gram = pixels if self._by_pixels else strips
 
     @property
@@ -250,12 +251,14 @@ class ConvDesign(MatrixDesign):
         weights = self._patch_gram(image.to(dtype) if precise else image)  # [g, d, d]
         if not self.train_bias:
             return weights
-        sums = patch_sums(self._padded(), *self._taps).reshape(self.groups, 1, self.weight_columns)
+        sums = patch_sums(self._padded() if self._by_pixels else image, *self._taps).reshape(
+            self.groups, 1, self.weight_columns
+        )
         sums = self._ordered(sums).mT
         return torch.cat([torch.cat([weights, sums], -1), torch.cat([sums.mT, count], -1)], -2)
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
-        if self._pixel_kernel_cost < self._patch_kernel_cost:
+        if not torch.compiler.is_compiling() and self._pixel_kernel_cost < self._patch_kernel_cost:
             return self._kernel_by_pixels(dtype) + int(self.train_bias)
         return self._squared(self._patches(self._padded(), images_last=True).to(dtype))
 
