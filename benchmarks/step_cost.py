@@ -1,6 +1,6 @@
-"""What an implicit step costs: forward + backward of the paper's networks, over the same networks with plain layers.
+"""What an implicit step costs: forward + backward of some networks, over the same networks with plain layers.
 
-    python benchmarks/step_cost.py [--device D] [--model mlp|convnet] [--modes M ...] [--compile HOW]
+    python benchmarks/step_cost.py [--device D] [--model NAME ...] [--modes M ...] [--compile HOW] [--layers]
                                    [--json FILE]
 
 Plain and ProxProp networks take turns within one process, so that a machine's moods hit both; a ratio is the median
@@ -10,32 +10,30 @@ over rounds of (ProxProp time / plain time of the same round). How to read the t
 from __future__ import annotations
 
 import argparse
-import functools
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
 import torch
-from torch import nn
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.memory import peak_allocation
-from benchmarks.networks import BATCH, NETWORKS, floor
+from benchmarks.networks import NETWORKS, Call, calls, floor
 from experiments.command.cli import Parser, UsageError, run_command
 from experiments.config import Compile
 from experiments.training.compilation import check_compile, compile_errors, loss_function
 from experiments.training.device import device_name, resolve_device
-from proxprop import ProxPropConv2d, ProxPropLinear
 from proxprop.modes import parse_mode
+from proxprop.observe import observing
 
 MODES = ["gradient", "prox_cg1", "prox_cg3", "prox_cg10", "prox_exact"]
-TAU = {"mlp": 0.05, "convnet": 1.0}  # as in the paper
 
 
 class Step:
@@ -46,24 +44,18 @@ class Step:
 
     def __init__(self, model: str, mode: str | None, device: torch.device, how: str = "none") -> None:
         torch.manual_seed(0)
-        layers: tuple[Callable[..., nn.Module], Callable[..., nn.Module]] = (nn.Linear, nn.Conv2d)
-        if mode is not None:
-            settings = {"tau_prox": TAU[model], "optimization_mode": mode}
-            layers = (functools.partial(ProxPropLinear, **settings), functools.partial(ProxPropConv2d, **settings))
-        self.network = NETWORKS[model](*layers).to(device)
+        self.network = NETWORKS[model].build(mode).to(device)
         self._loss_of = loss_function(self.network, how)
-        # Images have long-range structure, noise has none: smooth noise is nearer to the real spectrum.
-        smooth = nn.functional.interpolate(torch.rand(BATCH, 3, 8, 8), size=32, mode="bilinear")
-        self.images, self.labels = smooth.to(device), torch.randint(10, (BATCH,)).to(device)
+        self.inputs, self.labels = (tensor.to(device) for tensor in NETWORKS[model].batch())
 
     def __call__(self) -> None:
         self.network.zero_grad()
-        self._loss_of(self.images, self.labels).backward()
+        self._loss_of(self.inputs, self.labels).backward()
 
     def peak_memory(self, device: torch.device) -> float:
-        """Bytes held at the fullest moment of a step, parameters and images included."""
+        """Bytes held at the fullest moment of a step, parameters and inputs included."""
         self.network.zero_grad()
-        resident = sum(t.nbytes for t in (*self.network.parameters(), self.images))
+        resident = sum(t.nbytes for t in (*self.network.parameters(), self.inputs))
         return resident + peak_allocation(self, device)
 
 
@@ -82,13 +74,13 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
 
 
 def measure(model: str, mode: str, device: torch.device, how: str, seconds: float) -> dict[str, float | str]:
-    """Time ``mode`` against plain layers in turns, for about ``seconds`` and seven rounds at the least."""
+    """Time ``mode`` against plain layers in turns, for about ``seconds`` and five rounds at the least."""
     plain, proximal = Step(model, None, device, how), Step(model, mode, device, how)
-    for run in (plain, proximal) * 4:  # libraries are loaded, and what is compiled or captured is so now
+    for run in (plain, proximal) * 2:  # libraries are loaded, and what is compiled or captured is so now
         timed(run, device)
     rounds: list[tuple[float, float]] = []
     until = time.perf_counter() + seconds
-    while len(rounds) < 7 or time.perf_counter() < until:
+    while len(rounds) < 5 or time.perf_counter() < until:
         rounds.append((timed(plain, device), timed(proximal, device)))
     ratios = sorted(proximal_time / plain_time for plain_time, proximal_time in rounds)
     quarter = len(ratios) // 4
@@ -98,10 +90,48 @@ def measure(model: str, mode: str, device: torch.device, how: str, seconds: floa
         "ratio": statistics.median(ratios),
         "low": ratios[quarter],
         "high": ratios[-1 - quarter],
-        "floor": floor(model, mode),
+        "floor": floor(calls(proximal.network, proximal.inputs, proximal.labels), mode),
         "memory": proximal.peak_memory(device) / plain.peak_memory(device),
         "plain_ms": 1000 * statistics.median(plain_time for plain_time, _ in rounds),
         "rounds": len(rounds),
+    }
+
+
+def measure_layer(call: Call, mode: str, device: torch.device) -> dict[str, float | str]:
+    """Time a layer in ``mode`` against ``gradient``, in turns; ``memory`` is what it holds more, over 8·g·d² bytes."""
+    input = call.input.requires_grad_()
+    forms: list[str] = []
+
+    def step(mode: str) -> Callable[[], None]:
+        def run() -> None:
+            call.layer.optimization_mode = mode
+            call.layer.zero_grad()
+            input.grad = None
+            call.layer(input).backward(call.gradient)
+
+        return run
+
+    plain, proximal = step("gradient"), step(mode)
+    call.layer.optimization_mode = mode
+    with observing(call.layer, lambda d: forms.append(type(d.system).__name__)):
+        call.layer(input).backward(call.gradient)
+    for run in (plain, proximal) * 2:
+        timed(run, device)
+    rounds = [(timed(plain, device), timed(proximal, device)) for _ in range(5)]
+    shape = call.shape
+    extra = peak_allocation(proximal, device) - peak_allocation(plain, device)
+    return {
+        "layer": call.name,
+        "groups": shape.g,
+        "rows": shape.m,
+        "columns": shape.d,
+        "outputs": shape.o,
+        "mode": mode,
+        "form": forms[0],
+        "ratio": statistics.median(proximal_time / plain_time for plain_time, proximal_time in rounds),
+        "floor": 1 + shape.extra(mode) / (3 * shape.plain),
+        "memory": extra / (8 * shape.g * shape.d**2),
+        "plain_ms": 1000 * statistics.median(plain_time for plain_time, _ in rounds),
     }
 
 
@@ -128,39 +158,50 @@ def main() -> int:
 def benchmark() -> int:
     parser = Parser(description="Cost of a ProxProp step over a step with plain layers.")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--model", choices=sorted(NETWORKS), help="one network only")
+    parser.add_argument("--model", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="these networks only")
     parser.add_argument("--modes", nargs="+", type=mode_name, default=MODES, metavar="MODE")
     parser.add_argument(
         "--seconds", type=seconds_number, default=10.0, help="how long to measure each mode (default 10)"
     )
     parser.add_argument("--compile", choices=get_args(Compile), default="none", help="both networks (default none)")
+    parser.add_argument("--layers", action="store_true", help="a table of single layers, one for each size")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     arguments = parser.parse_args()
     if arguments.json and not arguments.json.parent.is_dir():
         raise UsageError(f"--json: there is no folder {arguments.json.parent}")
     device = resolve_device(arguments.device)
     check_compile(arguments.compile, device)
-    print(
-        f"{device_name(device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, batch {BATCH}, "
-        f"compile {arguments.compile}"
-    )
-    print(f"{'model':8} {'mode':11} {'ratio':>6} {'quartiles':>12} {'floor':>6} {'memory':>7} {'plain':>9}")
+    threads = torch.get_num_threads()
+    how = arguments.compile
+    print(f"{device_name(device)}, {threads} threads, PyTorch {torch.__version__}, compile {how}")
     rows = []
-    for model in [arguments.model] if arguments.model else sorted(NETWORKS, reverse=True):
-        for mode in arguments.modes:
-            with compile_errors(arguments.compile):
-                row = measure(model, mode, device, arguments.compile, arguments.seconds)
-            rows.append(row)
-            print(
-                f"{model:8} {mode:11} {row['ratio']:6.2f} {row['low']:6.2f}-{row['high']:.2f} "
-                f"{row['floor']:6.2f} {row['memory']:7.2f} {row['plain_ms']:6.0f} ms",
-                flush=True,
-            )
+    for row in _layers(arguments, device) if arguments.layers else _networks(arguments, device):
+        rows.append(row)
+        print("  ".join(_cell(name, value) for name, value in row.items()), flush=True)
     if arguments.json:
-        header = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        header |= {"batch": BATCH, "compile": arguments.compile, "rows": rows}
+        header = {"device": device_name(device), "threads": threads, "torch": torch.__version__}
+        header |= {"compile": how, "rows": rows}
         arguments.json.write_text(json.dumps(header, indent=1) + "\n")
     return 0
+
+
+def _networks(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, float | str]]:
+    for model, mode in itertools.product(arguments.model, arguments.modes):
+        with compile_errors(arguments.compile):
+            yield measure(model, mode, device, arguments.compile, arguments.seconds)
+
+
+def _layers(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, float | str]]:
+    for model in arguments.model:
+        step = Step(model, "prox_cg1", device)
+        found = {call.shape: call for call in calls(step.network, step.inputs, step.labels)}
+        for call, mode in itertools.product(found.values(), arguments.modes):
+            yield {"model": model} | measure_layer(call, mode, device)
+
+
+def _cell(name: str, value: float | str) -> str:
+    """One of a table's, under its name at a fixed width."""
+    return f"{name} {value:8.2f}" if isinstance(value, float) else f"{name} {value}"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,18 @@ import math
 import torch
 from torch import Tensor
 
-from proxprop.design import Design, MatrixDesign, Parameters
-from proxprop.systems import Bordered, Diagonal, DirectSystem, Dual, MatrixFree, Primal, Spectral, System
+from proxprop.design import Design, MatrixDesign, Parameters, accumulation_dtype
+from proxprop.systems import (
+    Bordered,
+    Diagonal,
+    DirectSystem,
+    Dual,
+    MatrixFree,
+    Primal,
+    Spectral,
+    System,
+    numbers_at_hand,
+)
 
 
 @dataclasses.dataclass
@@ -23,16 +33,18 @@ class CostModel:
             wait for the device.
         working_set: How many bytes conjugate gradients hold at a time: what stays in the cache of a CPU, what a GPU has
             room for.
+        cholesky: In a Cholesky factorisation of the same precision.
     """
 
     double: float
     matrix_free: float
     eigen: float
     working_set: int
+    cholesky: float = 2.0
 
 
 COSTS = {
-    "cpu": CostModel(double=2.0, matrix_free=2.0, eigen=15.0, working_set=2**23),
+    "cpu": CostModel(double=2.0, matrix_free=1.2, eigen=15.0, working_set=2**23),
     "cuda": CostModel(double=1.0, matrix_free=2.0, eigen=math.inf, working_set=2**27),
 }
 """The cost model of each device type; others use that of ``cuda``. Change an entry to steer the choice."""
@@ -43,11 +55,17 @@ def cost_model(device: torch.device) -> CostModel:
 
 
 def direct_system(design: MatrixDesign, gradient: Tensor, beta: float) -> DirectSystem:
-    """The cheaper of the two forms with a matrix to factorise (in float64)."""
+    """The cheapest of the two forms with a matrix to factorise, in the accumulation or in the working precision."""
     if design.diagonal:
         return Diagonal(design, gradient, beta)
-    form = Primal if _primal(design, None) <= _dual(design, None) else Dual
-    return form(design, gradient, beta)
+    singles, can_look = [False], numbers_at_hand(gradient)
+    if can_look and design.dtype != accumulation_dtype(gradient):
+        singles.append(True)
+    primal, primal_single = min((_direct_primal(design, single), single) for single in singles)
+    dual, dual_single = min((_direct_dual(design, single), single) for single in singles)
+    if primal <= dual:
+        return Primal(design, gradient, beta, single=primal_single, precise=not can_look)
+    return Dual(design, gradient, beta, single=dual_single)
 
 
 def iterative_system(
@@ -69,36 +87,60 @@ def iterative_system(
     for form, cost in ((Dual, _dual(design, iterations)), (Spectral, _spectral(design)), (MatrixFree, matrix_free)):
         if cost < least:
             best, least = form, cost
+    if best is Primal:
+        return Primal(design, gradient, beta, single=_single(design, iterations))
     return best(design, gradient, beta)
 
 
-def _primal(design: MatrixDesign, iterations: int | None) -> float:
+def _direct_primal(design: MatrixDesign, single: bool) -> float:
     g, d, o = design.groups, design.columns, design.outputs
-    solve = d**3 / 3 + d**2 * o if iterations is None else iterations * d**2 * o
-    return design.gram_cost + cost_model(design.device).double * g * solve
+    return _gram(design, single) + _direct(design, d, g * d**2 * o, single)
 
 
-def _dual(design: MatrixDesign, iterations: int | None) -> float:
+def _direct_dual(design: MatrixDesign, single: bool) -> float:
     g, m, o = design.groups, design.rows, design.outputs
-    if iterations is None:
-        return g * (cost_model(design.device).double * (_kernel(design) + m**3) + m**2 * o)
-    return g * (_kernel(design) + iterations * m**2 * o)
+    kernel = design.kernel_cost * (1.0 if single else cost_model(design.device).double)
+    if not single and o >= m:  # the inverse, and a product with it in the working precision
+        return kernel + _direct(design, m, g * 2 / 3 * m**3, single) + g * m**2 * o
+    return kernel + _direct(design, m, g * m**2 * o, single)
+
+
+def _direct(design: MatrixDesign, n: int, solve: float, single: bool) -> float:
+    """A factorisation, and ``solve`` multiply-adds with it; in the working precision with one refinement."""
+    costs = cost_model(design.device)
+    factorisation = costs.cholesky * design.groups * n**3 / 3
+    if single:
+        return factorisation + 2 * solve + 2 * costs.matrix_free * design.product_cost
+    return costs.double * (factorisation + solve)
+
+
+def _gram(design: MatrixDesign, single: bool) -> float:
+    return design.gram_cost * (cost_model(design.device).double if design.precise_gram and not single else 1.0)
+
+
+def _single(design: MatrixDesign, iterations: int) -> bool:
+    """Whether iterations in the accumulation precision would cost a good part of the layer's own products."""
+    return cost_model(design.device).double * iterations * design.columns > design.rows
+
+
+def _primal(design: MatrixDesign, iterations: int) -> float:
+    g, d, o = design.groups, design.columns, design.outputs
+    single = _single(design, iterations)
+    return _gram(design, single) + g * iterations * d**2 * o * (1.0 if single else cost_model(design.device).double)
+
+
+def _dual(design: MatrixDesign, iterations: int) -> float:
+    return design.kernel_cost + iterations * design.groups * design.rows**2 * design.outputs
 
 
 def _bordered(design: MatrixDesign, iterations: int) -> float:
-    g, m, d, o = design.groups, design.rows, design.columns, design.outputs
-    return g * (_kernel(design) + iterations * m**2 * o + 2 * m * d * o)
+    return _dual(design, iterations) + 2 * design.product_cost
 
 
 def _spectral(design: MatrixDesign) -> float:
     g, m, o = design.groups, design.rows, design.outputs
-    return g * (_kernel(design) + cost_model(design.device).eigen * m**3 + 2 * m**2 * o)
-
-
-def _kernel(design: MatrixDesign) -> float:
-    return design.rows**2 * design.columns / 2  # symmetric
+    return design.kernel_cost + g * (cost_model(design.device).eigen * m**3 + 2 * m**2 * o)
 
 
 def _matrix_free(design: MatrixDesign, iterations: int) -> float:
-    g, m, d, o = design.groups, design.rows, design.columns, design.outputs
-    return cost_model(design.device).matrix_free * (2 * iterations - 1) * g * m * d * o
+    return cost_model(design.device).matrix_free * (2 * iterations - 1) * design.product_cost

@@ -14,12 +14,15 @@ length of a column (an output unit or channel), vectors are ``[g, o, n]``:
 from __future__ import annotations
 
 import abc
+import copy
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from proxprop.design import CollectedDesign, Design, GramDesign, Parameters, accumulation_dtype
+from proxprop.design import CollectedDesign, Design, GramDesign, MatrixDesign, Parameters, accumulation_dtype
+from proxprop.design.base import symmetric_product
 
 
 class Vector(NamedTuple):
@@ -37,6 +40,73 @@ class Vector(NamedTuple):
 def dot(u: Tensor, v: Tensor) -> Tensor:
     """Inner products of columns, ``[g, o, n]`` twice to ``[g, o, 1]``."""
     return (u * v).sum(-1, keepdim=True)
+
+
+ACCURATE, REFINABLE = 2.5e-4, 3e-2
+"""Which relative error a direction may have, and which one a refinement brings there (it about squares it)."""
+
+REFINEMENTS = 2
+"""Of a factorisation in the working precision, at most. Each costs two products with A."""
+
+PROBES = 4
+"""How many sums of outputs tell the error."""
+
+LARGE = 1e8
+"""From how many multiply-adds on float64 products for a right-hand side are worth avoiding."""
+
+BLOCK = 512
+"""From twice which size on a factorisation in blocks is faster than LAPACK's own, on a CPU."""
+
+
+def factorised(matrix: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The lower Cholesky factor of ``matrix + βI``, ``[g, n, n]``, and what is not 0 where there is none, ``[g]``."""
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    kept = diagonal.clone()
+    diagonal.add_(beta)  # a sum would be one more matrix to hold
+    factor, info = cholesky(matrix)
+    diagonal.copy_(kept)
+    return factor, info
+
+
+def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """``torch.linalg.cholesky_ex`` of ``[g, n, n]``, of which the lower triangle is read, with large products."""
+    half = matrix.shape[-1] // 2
+    if half < BLOCK or matrix.device.type != "cpu":
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return factor, info
+    factor = torch.zeros_like(matrix)
+    first, failed = cholesky(matrix[:, :half, :half])
+    below = torch.linalg.solve_triangular(first.mT, matrix[:, half:, :half], upper=True, left=False)
+    factor[:, :half, :half], factor[:, half:, :half] = first, below
+    last, failed_later = cholesky(matrix[:, half:, half:] - torch.stack([symmetric_product(rows) for rows in below]))
+    factor[:, half:, half:] = last
+    return factor, failed | failed_later
+
+
+def solved(factor: Tensor, right: Tensor) -> Tensor:
+    """X with X L Lᵀ = ``right``, ``[g, o, n]``; unlike ``cholesky_solve`` without a copy of the factor."""
+    half = torch.linalg.solve_triangular(factor.mT, right, upper=True, left=False)
+    solution: Tensor = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
+    return solution
+
+
+def trace(matrix: Tensor) -> float:
+    """The largest of ``[g, n, n]``."""
+    return float(matrix.diagonal(dim1=-2, dim2=-1).sum(-1).max())
+
+
+def numbers_at_hand(tensor: Tensor) -> bool:
+    """Whether Python may decide by the numbers in ``tensor``: nothing has to wait for them, nor is traced."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _norm(parameters: Parameters) -> float:
+    return math.hypot(*(float(p.double().norm()) for p in parameters if p is not None))
+
+
+def _signs(count: int, size: int) -> Tensor:
+    """Numbers ±1, always the same."""
+    return torch.randint(2, (count, size), generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 class System(abc.ABC):
@@ -96,7 +166,15 @@ class GramSystem(System):
 
 
 class DirectSystem(GramSystem):
-    """A form whose matrix can be formed, and factorised."""
+    """A form whose matrix can be formed, and factorised.
+
+    With ``single``, that is tried in the working precision first, with residuals taken from A itself.
+    """
+
+    single: bool = False
+    quick: bool = False
+    """Whether products have the rounding of the working precision, so that a solution must be looked at."""
+    gradient: Tensor
 
     def solve(self) -> Parameters:
         """D by Cholesky factorisation, in the accumulation precision.
@@ -105,21 +183,84 @@ class DirectSystem(GramSystem):
         or inputs that are not finite) the factor is replaced, without an exception or a device synchronisation, by
         the root of trace(AᵀA) + β: the step is then explicit, and short enough to be safe for any spectrum.
         """
-        matrix = self.matrix = self._matrix()
-        shift = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-        factor, info = torch.linalg.cholesky_ex(torch.add(matrix, shift, alpha=self.beta))
+        if self.single and (refined := self._refined()) is not None:
+            return refined
+        precision = accumulation_dtype(self.gradient)
+        factor = self._factor(self._matrix(precision, precise=False))
+        if not self.quick:
+            return self.parameters(self._solution(factor, self.residual))
+        if (value := self._accurate(factor)) is not None:
+            return self.parameters(value)
+        if self.design.rough_gram:
+            factor = self._factor(self._matrix(precision, precise=True))
+        return self.parameters(self._solution(factor, self._right(self.gradient, precision, precise=True)))
+
+    def _factor(self, matrix: Tensor) -> Tensor:
+        """The lower Cholesky factor of ``matrix + βI``, or of a multiple of the identity where it has none."""
+        self.matrix = matrix
+        factor, info = factorised(matrix, self.beta)
         self.failed = info != 0
-        factor = torch.where(~self.failed[:, None, None], factor, (trace + self.beta).sqrt() * shift)
-        return self.parameters(self._solution(factor))
+        if numbers_at_hand(info) and not bool(self.failed.any()):
+            return factor
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        explicit = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) + self.beta).sqrt()[:, None, None] * identity
+        return torch.where(self.failed[:, None, None], explicit, factor)
+
+    def _refined(self) -> Parameters | None:
+        """D by a factorisation in the working precision; None where it stays inaccurate."""
+        matrix = self._matrix(self.design.dtype, precise=False)
+        if not trace(matrix) * torch.finfo(matrix.dtype).eps < self.beta:
+            return None  # rounding hides β
+        factor, info = factorised(matrix, self.beta)
+        value = None if bool(info.any()) else self._accurate(factor)
+        if value is None:
+            return None
+        self.matrix, self.failed = matrix, info != 0
+        return self.parameters(value)
+
+    def _accurate(self, factor: Tensor) -> Tensor | None:
+        """The solution, iteratively refined with residuals from A itself; None where that does not do.
+
+        Its error is known from a few random sums of outputs, whose residuals cost little.
+        """
+        value = self._solution(factor, self.residual.to(factor.dtype))
+        weights = _signs(PROBES, self.design.outputs).to(value)
+        probe = self._of_outputs(weights)
+        for refinements_left in reversed(range(REFINEMENTS + 1 if self.single or self.design.rough_gram else 1)):
+            sums = weights @ value
+            size, missing = _norm(probe.parameters(sums)), _norm(probe.parameters(probe._correction(factor, sums)))
+            if missing <= ACCURATE * size:
+                return value
+            if not refinements_left or not missing < REFINABLE * size:
+                break
+            value = value + self._correction(factor, value)
+        return None
+
+    def _correction(self, factor: Tensor, value: Tensor) -> Tensor:
+        """What is missing to the solution, by its residual."""
+        output = self.design.apply(tuple(p if p is None else p.to(self.design.dtype) for p in self.parameters(value)))
+        right = self._right(self.gradient.reshape(output.shape) - output, value.dtype, precise=False)
+        return self._solution(factor, torch.add(right, value, alpha=-self.beta))
+
+    def _of_outputs(self, weights: Tensor) -> DirectSystem:
+        """The system of weighted sums of outputs, ``weights`` being ``[sums, o]``."""
+        part = copy.copy(self)
+        assert isinstance(self.design, MatrixDesign)
+        part.design = self.design.of_outputs(range(len(weights)), self.design.dtype)
+        part.gradient = part.design.from_rows(weights.to(self.gradient) @ self.design.to_rows(self.gradient))
+        return part
 
     @abc.abstractmethod
-    def _matrix(self) -> Tensor:
-        """AᵀA or AAᵀ in the accumulation precision, ``[g, n, n]``."""
+    def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        """AᵀA or AAᵀ in precision ``dtype``, perhaps of ``precise`` products, ``[g, n, n]``."""
 
     @abc.abstractmethod
-    def _solution(self, factor: Tensor) -> Tensor:
-        """The solution, given the lower Cholesky factor of ``matrix + βI``."""
+    def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        """The right-hand side for a gradient ``output``, ``[g, o, n]``, with or without ``precise`` products."""
+
+    @abc.abstractmethod
+    def _solution(self, factor: Tensor, right: Tensor) -> Tensor:
+        """The solution for a right-hand side, given the lower Cholesky factor of ``matrix + βI``."""
 
 
 class ParameterSystem(System):
@@ -134,10 +275,10 @@ class ParameterSystem(System):
         super().__init__(design, beta)
         self._start = None if start is None else design.stack(start).to(design.dtype)  # [g, o, d]
 
-    def _right_hand_side(self, gradient: Tensor) -> Tensor:
+    def _right_hand_side(self, gradient: Tensor, precise: bool = True) -> Tensor:
         """AᵀG."""
         if self._start is None:
-            return self._adjoint(gradient)
+            return self.design.right_hand_side(gradient, precise)
         output, shift = self.design.apply(self.design.unstack(self._start)), self.beta * self._start
         return (self._adjoint(output) + shift) - (self._adjoint(output - self.design.as_applied(gradient)) + shift)
 
@@ -153,21 +294,42 @@ class ParameterSystem(System):
 
 
 class Primal(ParameterSystem, DirectSystem):
-    """d×d: everything runs in the accumulation precision, which is cheap where d is small."""
+    """d×d: everything runs in the accumulation precision, which is cheap where d is small, unless ``single``.
 
-    def __init__(self, design: GramDesign, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
+    ``precise`` asks for the most accurate Gram matrix and right-hand side, where nobody can look at the solution.
+    """
+
+    def __init__(
+        self,
+        design: GramDesign,
+        gradient: Tensor,
+        beta: float,
+        start: Parameters | None = None,
+        *,
+        single: bool = False,
+        precise: bool = False,
+    ) -> None:
         super().__init__(design, beta, start)
-        self.matrix: Tensor = design.gram()  # [g, d, d]
-        self.residual = self._right_hand_side(gradient).to(self.matrix.dtype)  # [g, o, d]
+        self.gradient, self.single = gradient, single
+        large = design.precise_right and design.product_cost > LARGE and design.dtype != accumulation_dtype(gradient)
+        can_look = start is None and numbers_at_hand(gradient)
+        self.quick = single or (can_look and not precise and (large or design.rough_gram))
+        self.matrix: Tensor = design.gram(design.dtype if single else None, precise)  # [g, d, d]
+        self.residual = self._right(gradient, self.matrix.dtype, precise=not self.quick)  # [g, o, d]
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.value @ self.matrix
 
-    def _matrix(self) -> Tensor:
-        return self.matrix
+    def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        if self.matrix.dtype == dtype and not precise:
+            return self.matrix
+        return self.design.gram(dtype, precise)
 
-    def _solution(self, factor: Tensor) -> Tensor:
-        return torch.cholesky_solve(self.residual.mT, factor).mT
+    def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        return self._right_hand_side(output, precise).to(dtype)
+
+    def _solution(self, factor: Tensor, right: Tensor) -> Tensor:
+        return solved(factor, right)
 
 
 class Diagonal(Primal):
@@ -188,9 +350,10 @@ class Dual(DirectSystem):
     Iterations and the product with the inverse run in the working precision.
     """
 
-    def __init__(self, design: GramDesign, gradient: Tensor, beta: float) -> None:
+    def __init__(self, design: GramDesign, gradient: Tensor, beta: float, *, single: bool = False) -> None:
         super().__init__(design, beta)
-        self.residual = design.to_rows(gradient).contiguous()  # [g, o, m], a column after the other
+        self.gradient, self.single = gradient, single
+        self.residual = self._right(gradient, gradient.dtype, precise=False)  # [g, o, m], a column after the other
 
     def vector(self, value: Tensor) -> Vector:
         if self.matrix is None:
@@ -203,11 +366,16 @@ class Dual(DirectSystem):
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.adjoint(self.design.from_rows(value))
 
-    def _matrix(self) -> Tensor:
-        return self.design.kernel(accumulation_dtype(self.residual))
+    def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        return self.design.kernel(dtype)
 
-    def _solution(self, factor: Tensor) -> Tensor:
-        return self.residual @ torch.cholesky_inverse(factor).to(self.residual.dtype)
+    def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        return self.design.to_rows(output).contiguous()
+
+    def _solution(self, factor: Tensor, right: Tensor) -> Tensor:
+        if self.design.outputs < self.design.rows or factor.dtype == right.dtype:
+            return solved(factor, right.to(factor)).to(right)
+        return right @ torch.cholesky_inverse(factor).to(right.dtype)
 
 
 class Spectral(GramSystem):
@@ -247,9 +415,9 @@ class Bordered(ParameterSystem, GramSystem):
         super().__init__(design, beta, start)
         right = self._right_hand_side(gradient)  # [g, o, d]
         scale = right.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(right.dtype).tiny)  # [g, o, 1]
-        self._right = right / scale
-        self._image = design.to_rows(design.apply(design.unstack(self._right)))  # A R, [g, o, m]
-        self._squared = dot(self._right, self._right)  # [g, o, 1]
+        self._scaled = right / scale
+        self._image = design.to_rows(design.apply(design.unstack(self._scaled)))  # A R, [g, o, m]
+        self._squared = dot(self._scaled, self._scaled)  # [g, o, 1]
         self.matrix: Tensor = design.kernel(right.dtype)  # [g, m, m]
         self.residual = torch.cat([torch.zeros_like(self._image), scale], -1)  # [g, o, m + 1]
 
@@ -263,7 +431,7 @@ class Bordered(ParameterSystem, GramSystem):
 
     def parameters(self, value: Tensor) -> Parameters:
         stacked = self._adjoint(self.design.from_rows(value[..., :-1]))
-        return super().parameters(torch.addcmul(stacked, value[..., -1:], self._right))
+        return super().parameters(torch.addcmul(stacked, value[..., -1:], self._scaled))
 
 
 class MatrixFree(ParameterSystem):
@@ -288,7 +456,7 @@ class MatrixFree(ParameterSystem):
 class Deferred(ParameterSystem):
     """A form of the system of several passes, whose right-hand side AᵀG is given, stacked, in place of G."""
 
-    def _right_hand_side(self, gradient: Tensor) -> Tensor:
+    def _right_hand_side(self, gradient: Tensor, precise: bool = True) -> Tensor:
         return gradient
 
 
@@ -305,10 +473,17 @@ class DeferredBordered(Deferred, Bordered, DirectSystem):
 
     design: CollectedDesign
 
-    def _matrix(self) -> Tensor:
+    def __init__(self, design: CollectedDesign, gradient: Tensor, beta: float) -> None:
+        super().__init__(design, gradient, beta)
+        self.gradient = gradient
+
+    def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
         return self.matrix
 
-    def _solution(self, factor: Tensor) -> Tensor:
+    def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
+        return self.residual
+
+    def _solution(self, factor: Tensor, right: Tensor) -> Tensor:
         """(c, s) of (R - Aᵀ(AAᵀ + βI)⁻¹A R)/β, or the explicit step of ``DirectSystem``.
 
         That one is also taken where rounding takes β away, and the factorisation does not tell (for independent rows).
@@ -316,9 +491,9 @@ class DeferredBordered(Deferred, Bordered, DirectSystem):
         assert self.failed is not None
         trace = self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
         self.failed = self.failed | (torch.finfo(trace.dtype).eps * trace > self.beta).flatten()
-        scale, failed = self.residual[..., -1:], self.failed[:, None, None]
+        scale, failed = right[..., -1:], self.failed[:, None, None]
         s = scale / torch.where(failed, trace + self.beta, self.beta)
-        c = torch.cholesky_solve(self._image.mT, factor).mT.masked_fill(failed, 0)
+        c = solved(factor, self._image).masked_fill(failed, 0)
         return torch.cat([-s * c, s], -1)
 
 

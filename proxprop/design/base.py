@@ -6,6 +6,7 @@ import abc
 import copy
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,8 +60,14 @@ def symmetric_product(matrix: Tensor, blocks: int = 5) -> Tensor:
         return matrix @ matrix.T
     product = matrix.new_empty(m, m)
     for start in range(0, m, size):
-        product[start:, start : start + size] = matrix[start:] @ matrix[start : start + size].T
-    return product.tril() + product.tril(-1).T
+        end = start + size
+        product[start:, start:end] = matrix[start:] @ matrix[start:end].T
+        product[start:end, end:] = product[end:, start:end].T
+    return product
+
+
+SYMMETRIC = 0.6
+"""What ``symmetric_product`` computes of a product."""
 
 
 class Design(abc.ABC):
@@ -105,8 +112,11 @@ class Design(abc.ABC):
         """``output`` of the layer, shaped as ``apply`` shapes its own."""
         return output
 
-    def right_hand_side(self, output: Tensor) -> Tensor:
-        """Aᵀ z, stacked, as accurate as a solve needs it: a solve amplifies its error by the condition of A."""
+    def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
+        """Aᵀ z, stacked, as accurate as a solve needs it: a solve amplifies its error by the condition of A.
+
+        ``precise`` False says that the condition is moderate.
+        """
         return self.stack(self.adjoint(output))
 
     @abc.abstractmethod
@@ -122,6 +132,8 @@ class GramDesign(Design):
 
     diagonal = False
     """Whether AᵀA is diagonal, and ``gram`` its diagonal alone, ``[g, 1, d]``."""
+    precise_right: ClassVar[bool] = False
+    """Whether a precise right-hand side costs more than one that is not."""
 
     def __init__(
         self,
@@ -141,8 +153,21 @@ class GramDesign(Design):
         self.columns = self.weight_columns + int(self.train_bias)
 
     @abc.abstractmethod
-    def gram(self) -> Tensor:
-        """AᵀA in the accumulation precision, ``[g, d, d]``."""
+    def gram(self, dtype: torch.dtype | None = None, precise: bool = False) -> Tensor:
+        """AᵀA in precision ``dtype``, by default the accumulation precision, ``[g, d, d]``.
+
+        ``precise`` asks a ``rough_gram`` for products of the accumulation precision, too.
+        """
+
+    @property
+    def rough_gram(self) -> bool:
+        """Whether products in the working precision decide how accurate ``gram`` is."""
+        return False
+
+    @property
+    @abc.abstractmethod
+    def product_cost(self) -> float:
+        """What a product with A or Aᵀ costs, over all groups, in multiply-adds of a large matrix product."""
 
     @abc.abstractmethod
     def kernel(self, dtype: torch.dtype) -> Tensor:
@@ -198,9 +223,28 @@ class MatrixDesign(GramDesign):
         """A itself, ``[g, m, d]``; new memory."""
 
     @property
+    def full_shape(self) -> tuple[int, ...]:
+        """The shape of the layer's weight in ``layout``, of which A may leave out entries that are never read."""
+        return self.weight_shape
+
+    def places(self) -> Tensor | None:
+        """Which entries of an output's parameters, weight before bias, A's columns belong to; None for all in order."""
+        return None
+
+    @property
     @abc.abstractmethod
     def gram_cost(self) -> float:
-        """Multiply-adds that ``gram`` needs."""
+        """Multiply-adds that ``gram`` needs, over all groups."""
+
+    @property
+    @abc.abstractmethod
+    def precise_gram(self) -> bool:
+        """Whether all of them are in the precision that ``gram`` is asked for, or only the sums of their results."""
+
+    @property
+    @abc.abstractmethod
+    def kernel_cost(self) -> float:
+        """Multiply-adds that ``kernel`` needs, over all groups."""
 
     @abc.abstractmethod
     def trace(self) -> Tensor:
@@ -214,8 +258,10 @@ class MatrixDesign(GramDesign):
         part.weight_shape = (self.groups * part.outputs, *self.weight_shape[1:])
         return part
 
-    def gram(self) -> Tensor:
-        return self._once(("gram",), self._gram)
+    def gram(self, dtype: torch.dtype | None = None, precise: bool = False) -> Tensor:
+        dtype = dtype or accumulation_dtype(self.input)
+        precise = precise and self.rough_gram
+        return self._once(("gram", dtype, precise), functools.partial(self._gram, dtype, precise))
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         return self._once(("kernel", dtype), functools.partial(self._kernel, dtype))
@@ -232,7 +278,7 @@ class MatrixDesign(GramDesign):
         """What else than the input decides A, and the precision of its products."""
 
     @abc.abstractmethod
-    def _gram(self) -> Tensor: ...
+    def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor: ...
 
     @abc.abstractmethod
     def _kernel(self, dtype: torch.dtype) -> Tensor: ...
@@ -251,7 +297,7 @@ class MatrixDesign(GramDesign):
     def adjoint(self, output: Tensor) -> Parameters:
         return self._products(self.input, self._batched(output))
 
-    def right_hand_side(self, output: Tensor) -> Tensor:
+    def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
         """A total in the accumulation precision, of products that sum a few thousand rows in the input's own."""
         elements = max(1, ROWS_IN_WORKING_PRECISION * self.input.shape[0] // self.rows)
         total = torch.zeros((), dtype=accumulation_dtype(output), device=self.device)

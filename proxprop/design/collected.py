@@ -12,7 +12,8 @@ from proxprop.design.embedding import EmbeddingDesign
 class CollectedDesign(GramDesign):
     """A of all passes together. It holds A itself or, where that has more rows than columns, AᵀA alone.
 
-    An output is a matrix ``[g, o, m]``.
+    An output is a matrix ``[g, o, m]``. There is a column for each parameter of an output, in their order, whatever
+    the order and the choice that suited each pass.
 
     Args:
         like: The design matrix of a first pass, which is not taken yet.
@@ -20,7 +21,7 @@ class CollectedDesign(GramDesign):
 
     def __init__(self, like: MatrixDesign) -> None:
         trained = (like.train_weight, like.train_bias)
-        super().__init__(like.weight_shape, like.groups, trained, like.dtype, like.device, like.layout)
+        super().__init__(like.full_shape, like.groups, trained, like.dtype, like.device, like.layout)
         self.rows = 0
         self._matrix: Tensor | None = torch.zeros(self.groups, 0, self.columns, dtype=self.dtype, device=self.device)
         self._gram: Tensor | None = None
@@ -33,12 +34,20 @@ class CollectedDesign(GramDesign):
     def add(self, design: MatrixDesign) -> None:
         """Take the rows of one more pass. Its input may change thereafter."""
         self.rows += design.rows
+        places = design.places()
         if self._matrix is not None and self.rows <= self.columns:
-            self._matrix = torch.cat([self._matrix, design.matrix()], dim=1)
-        else:
-            # A new tensor: other layers may have a share in the design's Gram matrix.
-            self._gram = self.gram() + design.gram()
-            self._matrix = None
+            matrix = design.matrix()
+            if places is not None:
+                matrix = matrix.new_zeros(*matrix.shape[:2], self.columns).index_copy_(2, places, matrix)
+            self._matrix = torch.cat([self._matrix, matrix], dim=1)
+            return
+        gram = design.gram()
+        if places is not None:
+            rows = gram.new_zeros(gram.shape[0], self.columns, gram.shape[2]).index_copy_(1, places, gram)
+            gram = gram.new_zeros(gram.shape[0], self.columns, self.columns).index_copy_(2, places, rows)
+        # A new tensor: other layers may have a share in the design's Gram matrix.
+        self._gram = self.gram() + gram
+        self._matrix = None
 
     def set_rows(self, matrix: Tensor) -> None:
         """Have A = ``matrix``, ``[g, m, d]``."""
@@ -53,12 +62,16 @@ class CollectedDesign(GramDesign):
         assert self._matrix is not None
         return self._matrix.to(dtype)
 
-    def gram(self) -> Tensor:
+    def gram(self, dtype: torch.dtype | None = None, precise: bool = False) -> Tensor:
         if self._gram is not None:
             return self._gram
         assert self._matrix is not None
         matrix = self.matrix(accumulation_dtype(self._matrix))
         return matrix.mT @ matrix
+
+    @property
+    def product_cost(self) -> float:
+        return self.groups * self.rows * self.columns * self.outputs
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         matrix = self.matrix(dtype)

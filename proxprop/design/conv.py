@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from proxprop.design.base import MatrixDesign, Parameters, accumulation_dtype
-from proxprop.design.patch_gram import PatchGram, output_positions, patch_sums, patches
+from proxprop.design.base import SYMMETRIC, MatrixDesign, Parameters, accumulation_dtype, symmetric_product
+from proxprop.design.patch_gram import ENTRY_COST, PatchGram, output_positions, patch_sums, patches
+from proxprop.design.pixel_gram import PixelGram
 from proxprop.design.shared import SharedProducts
 
 PATCH_ELEMENTS = 2**26
 """How many elements of patches are held at a time (256 MiB in float32)."""
+
+FEW_CHANNELS = 16
+"""With c channels, a convolution takes 1 + FEW_CHANNELS/c times as long as a large matrix product (on a CPU)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,29 @@ class ConvGeometry:
     @property
     def kernel_size(self) -> tuple[int, ...]:
         return self.weight_shape[2:]
+
+    def narrowed(self, size: Sequence[int]) -> tuple[ConvGeometry, tuple[int, ...]]:
+        """Without the outermost taps that read nothing but zeros from images of that size, and how many those are.
+
+        As many are left out on either side, for each dimension. Their columns of A are zero, and so is D.
+        """
+        if self.zero_padding is None or torch.compiler.is_compiling():
+            return self, (0,) * len(size)
+        counts = []
+        for length, pad, taps, hop, step in zip(
+            size, self.zero_padding, self.kernel_size, self.stride, self.dilation, strict=True
+        ):
+            (positions,) = output_positions((length + 2 * pad,), (taps,), (hop,), (step,))
+            read = [
+                any(0 <= pixel < length for pixel in range(start, start + hop * positions, hop))
+                for start in range(-pad, step * taps - pad, step)
+            ]
+            at_most = min((taps - 1) // 2, pad // step)
+            counts.append(next((i for i in range(at_most) if read[i] or read[-1 - i]), at_most))
+        padding = tuple(p - c * s for p, c, s in zip(self.zero_padding, counts, self.dilation, strict=True))
+        kernel = (taps - 2 * count for taps, count in zip(self.kernel_size, counts, strict=True))
+        twice = tuple(p for p in padding[::-1] for _ in range(2))
+        return dataclasses.replace(self, weight_shape=(*self.weight_shape[:2], *kernel), pad=twice), tuple(counts)
 
     @property
     def zero_padding(self) -> tuple[int, ...] | None:
@@ -62,8 +90,9 @@ class ConvDesign(MatrixDesign):
         trained: Sequence[bool],
         shared: SharedProducts | None = None,
     ) -> None:
-        super().__init__(input, geometry.weight_shape, geometry.groups, trained, shared)
         spatial = len(geometry.kernel_size)
+        geometry, self._unread = geometry.narrowed(input.shape[-spatial:])
+        super().__init__(input, geometry.weight_shape, geometry.groups, trained, shared)
         batched = (input if input.dim() == spatial + 2 else input[None]).to(self.dtype)
         if geometry.zero_padding is None:
             self.input = torch.nn.functional.pad(batched, geometry.pad, geometry.pad_mode)
@@ -76,10 +105,60 @@ class ConvDesign(MatrixDesign):
         self.positions = output_positions(padded, *self._taps)
         self.rows = batched.shape[0] * math.prod(self.positions)
         self._padded_shape = (*self.input.shape[:2], *padded)
+        arguments = geometry.kernel_size, geometry.stride, geometry.dilation, geometry.groups
+        pixels = PixelGram(tuple(self.input.shape), self.padding, *arguments)
+        strips = PatchGram(self._padded_shape, *arguments)
+        # A compiler would trace all that pixels are sorted by.
+        self._by_pixels = not torch.compiler.is_compiling() and pixels.cost < strips.cost
+        self._patch_gram = pixels if self._by_pixels else strips
 
     @property
     def _taps(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         return self.geometry.kernel_size, self.geometry.stride, self.geometry.dilation
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        kernel = (size + 2 * count for size, count in zip(self.geometry.kernel_size, self._unread, strict=True))
+        return (*self.weight_shape[:2], *kernel)
+
+    def places(self) -> Tensor | None:
+        if not (self.train_weight and (self._by_pixels or any(self._unread))):
+            return None
+        count = math.prod(self.full_shape[1:])
+        weight = torch.arange(count, device=self.device).reshape(1, *self.full_shape[1:])
+        columns = self._ordered(self._narrow(weight).flatten(1))[0]
+        return torch.cat([columns, columns.new_full((int(self.train_bias),), count)])
+
+    def stack(self, parameters: Parameters) -> Tensor:
+        weight, bias = parameters
+        if weight is not None and (self._by_pixels or any(self._unread)):
+            weight = self._ordered(self._narrow(weight).flatten(1))
+        return super().stack((weight, bias))
+
+    def unstack(self, stacked: Tensor) -> Parameters:
+        weight, bias = super().unstack(stacked)
+        if self._by_pixels and weight is not None:
+            weight = weight.reshape(weight.shape[0], -1, weight.shape[1]).mT.reshape(self.weight_shape)
+        return None if weight is None else self._widened(weight), bias
+
+    def _narrow(self, weight: Tensor) -> Tensor:
+        """The taps that read something, ``[o, c, *narrowed]`` of a layer's weight."""
+        for axis, count in enumerate(self._unread, start=2):
+            weight = weight.narrow(axis, count, weight.shape[axis] - 2 * count)
+        return weight
+
+    def _widened(self, weight: Tensor) -> Tensor:
+        """The inverse of ``_narrow``, with zeros."""
+        if not any(self._unread):
+            return weight
+        return torch.nn.functional.pad(weight, [count for count in self._unread[::-1] for _ in range(2)])
+
+    def _ordered(self, columns: Tensor) -> Tensor:
+        """Columns ``[*, channels·taps]`` in the order that the Gram matrix has them in."""
+        if not self._by_pixels:
+            return columns
+        shape = columns.shape[:-1]
+        return columns.reshape(*shape, self.weight_shape[1], -1).mT.reshape(*shape, -1)
 
     def _padded(self) -> Tensor:
         """The input with all of its padding, ``[N, C, *padded]``."""
@@ -102,7 +181,14 @@ class ConvDesign(MatrixDesign):
         # The last argument keeps cuDNN from TF32, which it would use by default.
         flags = torch.backends.cudnn
         result: Tensor = torch.ops.aten._convolution(
-            self.input, weight, bias, *self._arguments(), flags.benchmark, flags.deterministic, flags.enabled, False
+            self.input,
+            self._narrow(weight),
+            bias,
+            *self._arguments(),
+            flags.benchmark,
+            flags.deterministic,
+            flags.enabled,
+            False,
         )
         return result
 
@@ -116,11 +202,12 @@ class ConvDesign(MatrixDesign):
             _, weight, _ = torch.ops.aten.convolution_backward(
                 output, input, like, None, *self._arguments(), [False, True, False]
             )
+            weight = self._widened(weight)
         if self.train_bias:
             bias = output.transpose(0, 1).reshape(self.weight_shape[0], -1).sum(1)
         return weight, bias
 
-    def right_hand_side(self, output: Tensor) -> Tensor:
+    def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
         # cuDNN's weight gradient would use TF32; matrix products do so only if told to.
         return super().right_hand_side(output) if self.device.type == "cpu" else self._by_patches(output)
 
@@ -145,59 +232,121 @@ class ConvDesign(MatrixDesign):
 
     @property
     def gram_cost(self) -> float:
-        return self._patch_gram().cost if self.train_weight else 0.0
+        return self._patch_gram.cost if self.train_weight else 0.0
 
     @property
-    def _precise(self) -> bool:
+    def precise_gram(self) -> bool:
         """Whether the Gram matrix is made of float64 products: where they cost less than the layer's back-propagation.
 
         That is so for few channels, and first layers need it: raw pixels have the worst condition.
         """
-        return 2 * self.gram_cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
-
-    def _patch_gram(self) -> PatchGram:
-        return PatchGram(self._padded_shape, *self._taps, self.geometry.groups)
+        return not self._by_pixels and 2 * self.gram_cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
 
     @property
     def _reading(self) -> tuple[Hashable, ...]:
         one_output = (1, *self.geometry.weight_shape[1:])
         geometry = dataclasses.replace(self.geometry, weight_shape=one_output)
-        return self.train_weight, self.train_bias, geometry, self._precise
+        return self.train_weight, self.train_bias, geometry, self.precise_gram
 
-    def _gram(self) -> Tensor:
+    @property
+    def rough_gram(self) -> bool:
+        return self._by_pixels and self.dtype != accumulation_dtype(self.input)
+
+    def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor:
+        return self._accumulated_gram(precise or self.precise_gram).to(dtype)
+
+    def _accumulated_gram(self, precise: bool) -> Tensor:
         dtype = accumulation_dtype(self.input)
         count = torch.full((self.groups, 1, 1), self.rows, dtype=dtype, device=self.device)
         if not self.train_weight:
             return count
-        image = self._padded()
-        weights = self._patch_gram()(image.to(dtype) if self._precise else image)  # [g, d, d]
+        image = self.input if self._by_pixels else self._padded()
+        weights = self._patch_gram(image.to(dtype) if precise else image)  # [g, d, d]
         if not self.train_bias:
             return weights
-        sums = patch_sums(image, *self._taps).reshape(self.groups, self.weight_columns, 1)
+        sums = patch_sums(self._padded() if self._by_pixels else image, *self._taps).reshape(
+            self.groups, 1, self.weight_columns
+        )
+        sums = self._ordered(sums).mT
         return torch.cat([torch.cat([weights, sums], -1), torch.cat([sums.mT, count], -1)], -2)
 
     def matrix(self) -> Tensor:
         return self._patches(self._padded())
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
-        matrix = self.matrix().to(dtype)
-        return matrix @ matrix.mT
+        if not torch.compiler.is_compiling() and self._pixel_kernel_cost < self._patch_kernel_cost:
+            return self._kernel_by_pixels(dtype) + int(self.train_bias)
+        return self._squared(self._patches(self._padded(), images_last=True).to(dtype))
+
+    def _squared(self, matrix: Tensor) -> Tensor:
+        """``[g, m, n]`` times its transpose."""
+        return symmetric_product(matrix[0])[None] if self.groups == 1 else matrix @ matrix.mT
+
+    @property
+    def product_cost(self) -> float:
+        channels = min(self.weight_shape[1], self.outputs)
+        return self.groups * self.rows * self.columns * self.outputs * (1 + FEW_CHANNELS / channels)
+
+    @property
+    def kernel_cost(self) -> float:
+        return self.groups * min(self._pixel_kernel_cost, self._patch_kernel_cost)
+
+    @property
+    def _patch_kernel_cost(self) -> float:
+        return SYMMETRIC * self.rows**2 * self.columns
+
+    @property
+    def _pixel_kernel_cost(self) -> float:
+        """Infinite for products of no weights."""
+        pixels = self.input.shape[0] * math.prod(self.input.shape[2:])
+        sums = math.prod(self.geometry.kernel_size) * self.rows**2 * ENTRY_COST
+        return SYMMETRIC * pixels**2 * self.weight_shape[1] + sums if self.train_weight else math.inf
+
+    def _kernel_by_pixels(self, dtype: torch.dtype) -> Tensor:
+        """Products of patches as sums over the products of pixels at the same tap, ``[g, m, m]``."""
+        batch, _, *spatial = self.input.shape
+        pixels = self.input.to(dtype).reshape(batch, self.groups, -1, math.prod(spatial))
+        pixels = pixels.permute(1, 3, 0, 2).reshape(self.groups, math.prod(spatial) * batch, -1)
+        products = self._squared(pixels).reshape(self.groups, *spatial, batch, *spatial, batch)
+        shape = (self.groups, *self.positions, batch, *self.positions, batch)
+        kernel = torch.zeros(shape, dtype=dtype, device=self.device)
+        every = (slice(None),)
+        for taps in itertools.product(*map(range, self.geometry.kernel_size)):
+            axes = zip(taps, spatial, self.positions, self.padding, *self._taps[1:], strict=True)
+            ends = [_read(tap * step - pad, size, count, hop) for tap, size, count, pad, hop, step in axes]
+            to, read = (tuple(end[side] for end in ends) for side in range(2))
+            kernel[every + to + every + to] += products[every + read + every + read]
+        return kernel.reshape(self.groups, self.rows, self.rows)
 
     def to_rows(self, output: Tensor) -> Tensor:
+        # Images last, so that sums of kernels run over long stretches of memory.
         output = self._batched(output)
         grouped = output.reshape(output.shape[0], self.groups, self.outputs, -1)
-        return grouped.permute(1, 2, 0, 3).reshape(self.groups, self.outputs, self.rows)
+        return grouped.permute(1, 2, 3, 0).reshape(self.groups, self.outputs, self.rows)
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        grouped = rows.reshape(self.groups, self.outputs, self.input.shape[0], -1)
-        return grouped.permute(2, 0, 1, 3).reshape(self.input.shape[0], -1, *self.positions)
+        grouped = rows.reshape(self.groups, self.outputs, -1, self.input.shape[0])
+        return grouped.permute(3, 0, 1, 2).reshape(self.input.shape[0], -1, *self.positions)
 
-    def _patches(self, padded: Tensor) -> Tensor:
+    def _patches(self, padded: Tensor, images_last: bool = False) -> Tensor:
         """The rows of A for some padded images, ``[g, rows, d]``."""
         parts = []
         if self.train_weight:
-            parts.append(patches(padded, *self._taps, self.groups))
+            parts.append(patches(padded, *self._taps, self.groups, self._by_pixels, images_last))
         if self.train_bias:
             rows = padded.shape[0] * math.prod(self.positions)
             parts.append(padded.new_ones(self.groups, rows, 1))
         return torch.cat(parts, dim=-1)
+
+
+def _read(first: int, size: int, positions: int, hop: int) -> tuple[slice, slice]:
+    """Where a tap reads pixels of the image along one axis: which output positions do so, and which pixels they read.
+
+    Args:
+        first: The pixel that the first position would read.
+        size, positions: How many of each there are.
+        hop: The stride.
+    """
+    start = max(0, -(first // hop))
+    end = max(start, min(positions, (size - 1 - first) // hop + 1))
+    return slice(start, end), slice(first + start * hop, first + end * hop if end > start else first + start * hop, hop)

@@ -92,13 +92,13 @@ class EmbeddingDesign(MatrixDesign):
         sums: Tensor = torch.ops.aten.embedding_dense_backward(output, places, count, -1, False)
         return sums
 
-    def right_hand_side(self, output: Tensor) -> Tensor:
+    def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
         # In the working precision: divided by counts, errors do not grow.
         if self._slots is None:
             return self.stack(self.adjoint(output))
         return self._sums(self._batched(output), self._slots, self.rows).T[None].contiguous()
 
-    def gram(self) -> Tensor:
+    def gram(self, dtype: torch.dtype | None = None, precise: bool = False) -> Tensor:
         """The counts, stacked, in the working precision."""
         return self.counts() if self._slots is None else self._counts(self._slots, self.rows)
 
@@ -126,7 +126,7 @@ class EmbeddingDesign(MatrixDesign):
         one_hot = torch.nn.functional.one_hot(self.input, self.columns)
         return self._live_rows(one_hot.to(self.dtype))[None]
 
-    def _gram(self) -> Tensor:
+    def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor:
         return self.gram()
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
@@ -136,6 +136,16 @@ class EmbeddingDesign(MatrixDesign):
     @property
     def gram_cost(self) -> float:
         return self.rows
+
+    precise_gram = False
+
+    @property
+    def kernel_cost(self) -> float:
+        return self.rows**2
+
+    @property
+    def product_cost(self) -> float:
+        return self.rows * self.outputs
 
     @property
     def _reading(self) -> tuple[Hashable, ...]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from proxprop.design.base import (
+    ROWS_IN_WORKING_PRECISION,
+    SYMMETRIC,
     Layout,
     MatrixDesign,
     Parameters,
@@ -30,6 +32,8 @@ class LinearDesign(MatrixDesign):
         mask: Which rows count, ``[*]`` in one dimension; the others are no rows of A. None for all.
         layout: How the weight comes to ``weight_shape``.
     """
+
+    precise_right = True
 
     def __init__(
         self,
@@ -67,7 +71,9 @@ class LinearDesign(MatrixDesign):
         bias = output.sum(0) if self.train_bias else None
         return weight, bias
 
-    def right_hand_side(self, output: Tensor) -> Tensor:
+    def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
+        if not precise:
+            return super().right_hand_side(output)
         # Products in float64, too: what rounding puts outside the range of Aᵀ, a large τ amplifies.
         dtype = accumulation_dtype(output)
         return self.stack(self._products(self.input.to(dtype), self._batched(output).to(dtype)))
@@ -81,7 +87,19 @@ class LinearDesign(MatrixDesign):
 
     @property
     def gram_cost(self) -> float:
-        return self.rows * self.columns**2  # symmetric, but in float64
+        return SYMMETRIC * self.rows * self.columns**2
+
+    @property
+    def precise_gram(self) -> bool:
+        return True
+
+    @property
+    def kernel_cost(self) -> float:
+        return SYMMETRIC * self.rows**2 * self.columns
+
+    @property
+    def product_cost(self) -> float:
+        return self.rows * self.columns * self.outputs
 
     @property
     def _reading(self) -> tuple[Hashable, ...]:
@@ -93,11 +111,15 @@ class LinearDesign(MatrixDesign):
     def _with_ones(self, input: Tensor) -> Tensor:
         parts = [input] if self.train_weight else []
         if self.train_bias:
-            parts.append(input.new_ones(self.rows, 1))
+            parts.append(input.new_ones(input.shape[0], 1))
         return torch.cat(parts, dim=-1)
 
-    def _gram(self) -> Tensor:
-        return symmetric_product(self._with_ones(self.input.to(accumulation_dtype(self.input))).T)[None]
+    def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor:
+        first, *others = torch.split(self.input, ROWS_IN_WORKING_PRECISION)
+        total = symmetric_product(self._with_ones(first.to(dtype)).T)
+        for input in others:
+            total = total.to(accumulation_dtype(input)) + symmetric_product(self._with_ones(input.to(dtype)).T)
+        return total.to(dtype)[None]
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
         shape = (self.rows, self.rows)

@@ -48,15 +48,19 @@ def patches(
     stride: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    taps_first: bool = False,
+    images_last: bool = False,
 ) -> Tensor:
-    """im2col: ``image`` ``[N, C, *spatial]`` to ``[groups, N·positions, C/groups·taps]``."""
+    """im2col: ``image`` ``[N, C, *spatial]`` to ``[groups, N·positions, C/groups·taps]``, or in other orders."""
     spatial, channels = len(kernel), image.shape[1] // groups
     grouped = image.reshape(image.shape[0], groups, channels, *image.shape[2:])
     view = windows(grouped, kernel, stride, dilation)  # [N, g, c, *positions, *kernel]
     positions = range(3, 3 + spatial)
     taps = range(3 + spatial, 3 + 2 * spatial)
     rows = image.shape[0] * math.prod(view.shape[3 : 3 + spatial])
-    return view.permute(1, 0, *positions, 2, *taps).reshape(groups, rows, channels * math.prod(kernel))
+    columns = (*taps, 2) if taps_first else (2, *taps)
+    order = (*positions, 0) if images_last else (0, *positions)
+    return view.permute(1, *order, *columns).reshape(groups, rows, channels * math.prod(kernel))
 
 
 def patch_sums(image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:

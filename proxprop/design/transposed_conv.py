@@ -13,7 +13,7 @@ from torch import Tensor
 
 from proxprop.design.base import MatrixDesign
 from proxprop.design.conv import ConvDesign, ConvGeometry
-from proxprop.design.patch_gram import output_positions
+from proxprop.design.patch_gram import PatchGram, output_positions
 from proxprop.design.shared import SharedProducts
 
 
@@ -88,6 +88,12 @@ class TransposedConvDesign(ConvDesign):
         self.positions = output_positions(padded, *self._taps)
         self.rows = self.input.shape[0] * math.prod(self.positions)
         self._padded_shape = (*self.input.shape[:2], *padded)
+        self._unread, self._by_pixels = (0,) * spatial, False
+        self._patch_gram = PatchGram(self._padded_shape, *self._taps, geometry.groups)
+
+    @property
+    def _pixel_kernel_cost(self) -> float:
+        return math.inf  # products of pixels know nothing of the zeros
 
     def _pads(self) -> tuple[Sequence[int], Sequence[int]]:
         """Padding before and after, a number for each dimension; negative where the image is cut."""
