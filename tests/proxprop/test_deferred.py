@@ -528,9 +528,10 @@ def test_empty_batches_and_bad_numbers(name):
     deferred.solve()
     assert not layer.weight.grad.any()
     layer.zero_grad()
-    layer(x * float("nan")).backward(gradient)
+    layer(x).backward(gradient * float("nan"))
     deferred.solve()
-    assert layer.weight.grad.isnan().all()
+    assert layer.weight.grad.isnan().any()
+    assert not layer.weight.grad.isfinite().any() or name.startswith("embedding")  # tokens that do not occur
 
 
 # Making and ending it.

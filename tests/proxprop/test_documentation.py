@@ -10,7 +10,7 @@ from torch import nn
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
-PAGES = ("your_model.md", "deferred.md")
+PAGES = ("your_model.md", "deferred.md", "own_layer.md")
 BLOCKS = [
     pytest.param(*found, id=f"{page}-{index}")
     for page in PAGES
@@ -44,6 +44,21 @@ def test_the_code_runs_and_prints_what_the_page_says(code, printed, capsys):
 def code_that_has(text):
     (code,) = [block.values[0] for block in BLOCKS if text in block.values[0]]
     return code
+
+
+def test_the_layer_of_windows_takes_the_step_that_its_plain_form_has():
+    names = {}
+    exec(compile(code_that_has("class CausalConv"), "documentation", "exec"), names)
+    torch.manual_seed(0)
+    layer = names["CausalConv"](3, 8, width=4, tau_prox=0.5, optimization_mode="prox_exact").double()
+    x, seed = torch.randn(2, 10, 3).double(), torch.randn(2, 10, 8).double()
+    layer(x).backward(seed)
+    earlier = [torch.roll(x, shift, 1).index_fill_(1, torch.arange(shift), 0) for shift in (3, 2, 1, 0)]
+    rows = torch.cat([torch.stack(earlier, -1).flatten(2), torch.ones(2, 10, 1).double()], -1).flatten(0, 1)
+    system = rows.T @ rows + 2 * torch.eye(13).double()
+    d = torch.linalg.solve(system, rows.T @ seed.flatten(0, 1))
+    torch.testing.assert_close(layer.weight.grad, d[:-1].T)
+    torch.testing.assert_close(layer.bias.grad, d[-1])
 
 
 def plain_steps(network, inputs, targets):
