@@ -98,7 +98,8 @@ def test_two_processes_end_in_the_numbers_of_one(write_config, run_two, sections
     path = str(write_config(epochs=3, **DATA, **sections))
     codes, output, errors = run_two(path)
     assert (codes, errors) == ([0, 0], "")
-    assert output.count("tiny: finished, 3 epochs, ") == 1 == output.count("\n")
+    assert output.count("tiny: under way, ") == 1 == output.count("tiny: finished, 3 epochs, ")
+    assert output.count("\n") == 2
     assert main([path, "--output", "one"]) == 0
     assert_same_numbers(TINY, "one")
     losses = read_metrics(TINY)["train_loss"]
@@ -114,7 +115,7 @@ def test_a_run_goes_on_with_another_number_of_processes(write_config, run_two, r
     # In the next epoch; the signal comes to the second process alone.
     stop = SECOND + SIGNAL_ITSELF.format(minibatches=BATCHES + 1, number=int(signal.SIGTERM))
     codes, output, two = run_two(path, before=stop)
-    assert (sorted(codes), output) == ([0, 143], "")
+    assert (sorted(codes), output) == ([0, 143], "tiny: under way, epoch 1/4\n")
     assert one.replace("epoch 1 and 2", "epoch 2 and 3") == two
     training = load_checkpoint(TINY)["training"]
     assert (training["epoch"], training["batch"]) == (2, 3)
@@ -144,7 +145,7 @@ def test_a_diverged_run_ends_all(write_config, run_two):
     path = str(write_config(epochs=3, **DATA, **proximal("prox_exact")))
     codes, output, errors = run_two(path, "optimizer.lr=1e30")
     assert (codes, errors) == ([0, 0], "")
-    assert output.startswith("tiny: diverged, 1 epoch,")
+    assert output.splitlines()[-1].startswith("tiny: diverged, 1 epoch,")
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
@@ -182,7 +183,9 @@ def test_an_error_of_all_is_told_once(write_config, run_two):
     ids=["data", "versions", "killed"],
 )
 def test_what_happens_to_one_alone_ends_all_and_is_told_once(write_config, run_two, before, codes, error):
-    assert run_two(str(write_config(**DATA, epochs=50)), before=SECOND + before) == (codes, "", error)
+    ended, output, told = run_two(str(write_config(**DATA, epochs=50)), before=SECOND + before)
+    assert (ended, told) == (codes, error)
+    assert output in ("", "tiny: under way, epoch 0/50\n")
     assert not (TINY / "summary.json").exists()
 
 

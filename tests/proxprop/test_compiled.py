@@ -133,10 +133,10 @@ def test_the_operator_in_other_precisions(name, dtype):
 
 def test_the_operator_is_given_all_settings():
     settings = Settings()
-    settings.tau, settings.mode = 1 / 3, parse_mode("published_cg7")
+    settings.tau, settings.mode, settings.reduction = 1 / 3, parse_mode("prox_cg7"), "mean"
     assert Settings.parse(settings.text) == settings
-    # A setting that is not in the text would not count in compiled code.
-    assert {field.name for field in dataclasses.fields(Settings)} == {"tau", "mode", "text"}
+    # A setting that is not in the text would not count in compiled code. What is collected for a deferred step is none.
+    assert {field.name for field in dataclasses.fields(Settings)} == {"tau", "mode", "reduction", "collector", "text"}
 
 
 # Compiled layers.

@@ -607,8 +607,8 @@ def test_weights_that_became_something_else_are_told_in_the_forward_pass():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
 def test_deferred_and_masked_layers_run_uncompiled_in_compiled_code():
-    torch.compiler.reset()
     for deferred in (True, False):
+        torch.compiler.reset()
         layer, x, gradient = case("tokens", "prox_exact")
         rows = torch.rand(16, 3) < 0.6 if not deferred else torch.ones(16, 3, dtype=torch.bool)
         reference = oracle.exact(layer, [x[rows]], gradient[rows], 0.7)

@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "a folder of summary": (a_folder("summary.json"), "cannot be read as a summary: Is a directory"),
     "a key of a later version": (content("config.yaml", lambda text: text + b"warmup: 5\n"), "warmup: unknown key"),
     "a network of a later version": (content("config.yaml", lambda text: text.replace(b"mlp\n", b"vit\n")),
-                                     "model.name: must be 'mlp' or 'convnet', got 'vit'"),
+                                     "model.name: must be 'mlp', 'convnet' or 'resnet18', got 'vit'"),
     "a folder of config": (a_folder("config.yaml"), "cannot read this config: Is a directory"),
 }  # fmt: skip
 

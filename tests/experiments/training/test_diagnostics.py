@@ -184,6 +184,7 @@ def test_a_step_without_a_gradient_counts_nowhere():
 def test_steps_that_do_not_descend_are_counted():
     class Ascent:
         needs_matrix = needs_parameters = False
+        implicit = True
 
         def direction(self, design, gradient, tau, parameters):
             return tuple(-d for d in design.adjoint(gradient))
