@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
@@ -34,6 +34,9 @@ _PROXPROP: dict[type[nn.Module], type[ProxPropLayer]] = {
     )
 }
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {proximal: plain for plain, proximal in _PROXPROP.items()}
+_AUTO = "auto"
+_OUTPUTS = ("out_features", "out_channels", "nf")
+"""Where modules keep how many outputs they have; the last is that of transformers' ``Conv1D``."""
 _NO_CLASS = "no ProxProp class"
 
 
@@ -128,6 +131,7 @@ def convert(
     tau_prox: float = 1.0,
     optimization_mode: str = "prox_cg1",
     gram_reduction: str = "sum",
+    gram_budget: float = 2**27,
     only: Selector | None = None,
     skip: Selector | None = None,
     overrides: Overrides | None = None,
@@ -149,8 +153,11 @@ def convert(
     Args:
         model: Any module, also a single layer.
         tau_prox: Step size τ, as for ``ProxPropLinear``.
-        optimization_mode: As for ``ProxPropLinear``.
+        optimization_mode: As for ``ProxPropLinear``, or ``'auto'``: ``'prox_exact'`` for layers whose Gram matrix AᵀA
+            is no larger than ``gram_budget``, ``'prox_cg3'`` for the others, as the report says.
         gram_reduction: As for ``ProxPropLinear``; outside the paper, ``'mean'`` is the one to take.
+        gram_budget: Bytes; the default is a matrix of 4096 columns. (A batch of fewer rows needs less, but it is not
+            known here.)
         only: Take only these layers: a regular expression, searched for in the dotted name (``re.search``), or a
             function of that name and the module. A module with several names is found by each of them.
         skip: Leave these alone.
@@ -175,6 +182,8 @@ def convert(
         raise TypeError(f"convert takes a torch.nn.Module, got {type(model).__name__}")
     settings = {"tau_prox": tau_prox, "optimization_mode": optimization_mode, "gram_reduction": gram_reduction}
     common = _checked(settings, "convert")
+    if not gram_budget >= 0:
+        raise ValueError(f"convert: gram_budget must be a number of bytes, at least 0, got {gram_budget!r}")
     wanted = None if only is None else _matcher("only", only)
     unwanted = None if skip is None else _matcher("skip", skip)
     override, rules = _overrides(overrides)
@@ -191,6 +200,8 @@ def convert(
         done = {"reason": reason} if reason else common | override(place) | {"note": place.note()}
         name, *other_names = place.names
         if not reason:
+            if done["optimization_mode"] == _AUTO:
+                done["optimization_mode"] = "prox_exact" if place.gram_bytes() <= gram_budget else "prox_cg3"
             _check_together(done, place)
         layers.append(LayerReport(name, tuple(other_names), type(place.module).__name__, **done))
     report = ConversionReport(tuple(layers))
@@ -332,6 +343,16 @@ class _Place:
         if not any(p.requires_grad for p in module.parameters()):
             return "frozen"
         return None
+
+    def gram_bytes(self) -> int:
+        """The size of AᵀA in float64; an embedding's is diagonal."""
+        module: Any = self.module
+        weight: Tensor = module.weight
+        if isinstance(module, nn.Embedding):
+            return 8 * weight.shape[0]
+        outputs = next(value for value in (getattr(module, name, None) for name in _OUTPUTS) if value is not None)
+        columns: int = weight.numel() // outputs + int(getattr(module, "bias", None) is not None)
+        return 8 * int(getattr(module, "groups", 1)) * columns**2
 
     def note(self) -> str | None:
         """What may keep a proximal step from being taken although the layer is a ProxProp layer."""
@@ -481,7 +502,7 @@ def _checked(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise TypeError(f"{where}: settings must be a mapping, got {settings!r}")
     parsers: dict[str, Callable[[Any], object]] = {
         "tau_prox": parse_tau,
-        "optimization_mode": lambda value: str(parse_mode(value)),
+        "optimization_mode": lambda value: value if value == _AUTO else str(parse_mode(value)),
         "gram_reduction": parse_reduction,
     }
     if unknown := [key for key in settings if key not in parsers]:

@@ -26,6 +26,7 @@ from proxprop import (
     ProxPropEmbedding,
     ProxPropLinear,
     convert,
+    diagnose,
     param_groups,
     proxprop_module_generator,
     revert,
@@ -930,3 +931,40 @@ def test_the_documentation_names_every_reason():
     for _, _, reason in LEFT_ALONE.values():
         pattern = reason.replace("bias", "weight")
         assert any(re.match(re.escape(cell).replace(r"\.\*", ".*"), pattern) for cell in table), reason
+
+
+def test_automatic_modes_are_exact_where_the_gram_matrix_fits():
+    model = nn.ModuleDict(
+        {
+            "linear": nn.Linear(9, 4),  # 10 columns
+            "wide": nn.Linear(11, 4, bias=False),  # 11
+            "grouped": nn.Conv2d(8, 4, 3, groups=4),  # 4 groups of 19
+            "transposed": nn.ConvTranspose1d(2, 6, 5, groups=2),  # 2 groups of 6
+            "embedding": nn.Embedding(101, 3),
+        }
+    )
+    report = convert(model, optimization_mode="auto", gram_budget=8 * 10**2)
+    modes = {layer.name: layer.optimization_mode for layer in report.converted}
+    exact = {"linear", "transposed"}
+    assert modes == {name: "prox_exact" if name in exact else "prox_cg3" for name in model}
+    assert "linear      Linear           tau_prox=1, prox_exact" in str(report)
+    report = convert(model, optimization_mode="auto", gram_budget=8 * 4 * 19**2, overrides={"wide": {"tau_prox": 2.0}})
+    assert {layer.optimization_mode for layer in report.converted} == {"prox_exact"}
+    with pytest.raises(ValueError, match="gram_budget must be a number of bytes, at least 0, got -1"):
+        convert(model, optimization_mode="auto", gram_budget=-1)
+    with pytest.raises(ValueError, match="optimization_mode must be .*, got 'auto'"):
+        ProxPropLinear(2, 2, optimization_mode="auto")
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Linear(6, 4), (50, 6)), (nn.Conv2d(4, 6, 3, groups=2, bias=False), (50, 4, 8, 8))]
+)
+def test_the_budget_counts_the_matrix_that_a_step_makes(layer, shape):
+    convert(layer, optimization_mode="prox_exact")
+    (row,) = diagnose(layer, torch.randn(shape), lambda m, b: m(b).sum()).layers
+    size = 8 * getattr(layer, "groups", 1) * row.columns**2
+    assert row.form == "Primal"
+    assert row.matrix_bytes in (size, size // 2)  # in float64, or in float32
+    for budget, mode in ((size, "prox_exact"), (size - 1, "prox_cg3")):
+        convert(layer, optimization_mode="auto", gram_budget=budget)
+        assert layer.optimization_mode == mode
