@@ -952,7 +952,7 @@ def test_automatic_modes_are_exact_where_the_gram_matrix_fits():
     assert {layer.optimization_mode for layer in report.converted} == {"prox_exact"}
     with pytest.raises(ValueError, match="gram_budget must be a number of bytes, at least 0, got -1"):
         convert(model, optimization_mode="auto", gram_budget=-1)
-    with pytest.raises(ValueError, match="optimization_mode must be .*, got 'auto'"):
+    with pytest.raises(ValueError, match=r"optimization_mode must be .*, got 'auto'"):
         ProxPropLinear(2, 2, optimization_mode="auto")
 
 
