@@ -1,6 +1,8 @@
 """The code in the documentation runs and prints what it says; with other libraries it takes the steps it should."""
 
 import copy
+import csv
+import json
 import re
 from pathlib import Path
 
@@ -106,3 +108,15 @@ def test_accelerate_takes_the_step_of_the_accumulated_batch():
     expected = plain_steps(names["start"], names["inputs"], names["targets"])
     actual = torch.cat([p.detach().flatten() for p in names["model"].parameters()])
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+
+
+def test_the_table_of_resnet18_is_that_of_the_recorded_runs():
+    text = (DOCS / "your_model.md").read_text()
+    runs = DOCS.parent / "results" / "cpu-resnet18"
+    folders = sorted(path.parent for path in runs.glob("epoch_*/*/summary.json"))
+    assert len(folders) == 4
+    for folder in folders:
+        *_, last = csv.DictReader((folder / "metrics.csv").open())
+        test = json.loads((folder / "summary.json").read_text())["test_accuracy"]
+        numbers = f"| {float(last['train_loss']):.3f} | {float(last['val_accuracy']):.1%} | {test:.1%} |"
+        assert numbers.replace("%", " %") in text, folder
