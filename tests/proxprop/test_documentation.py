@@ -116,7 +116,7 @@ def test_the_table_of_resnet18_is_that_of_the_recorded_runs():
     folders = sorted(path.parent for path in runs.glob("epoch_*/*/summary.json"))
     assert len(folders) == 4
     for folder in folders:
-        *_, last = csv.DictReader((folder / "metrics.csv").open())
+        *_, last = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
         test = json.loads((folder / "summary.json").read_text())["test_accuracy"]
         numbers = f"| {float(last['train_loss']):.3f} | {float(last['val_accuracy']):.1%} | {test:.1%} |"
         assert numbers.replace("%", " %") in text, folder
