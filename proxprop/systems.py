@@ -463,6 +463,18 @@ class Deferred(ParameterSystem):
 class DeferredPrimal(Deferred, Primal):
     """The primal form, where AᵀA is held."""
 
+    design: CollectedDesign
+
+    def _factor(self, matrix: Tensor) -> Tensor:
+        known = self.design.factor
+        if known is not None and known[0] == self.beta:
+            self.failed = known[2]
+            return known[1]
+        factor = super()._factor(matrix)
+        assert self.failed is not None
+        self.design.factor = self.beta, factor, self.failed
+        return factor
+
 
 class DeferredDiagonal(Deferred, Diagonal):
     """The diagonal form, where that of AᵀA is held."""

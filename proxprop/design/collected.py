@@ -25,6 +25,8 @@ class CollectedDesign(GramDesign):
         self.rows = 0
         self._matrix: Tensor | None = torch.zeros(self.groups, 0, self.columns, dtype=self.dtype, device=self.device)
         self._gram: Tensor | None = None
+        self.factor: tuple[float, Tensor, Tensor] | None = None
+        """β, the Cholesky factor of AᵀA + βI and where that failed, once there is one, for steps to come."""
 
     @property
     def holds_rows(self) -> bool:
@@ -55,6 +57,7 @@ class CollectedDesign(GramDesign):
 
     def set_gram(self, gram: Tensor, rows: int) -> None:
         """Have AᵀA = ``gram``, ``[g, d, d]``, of so many rows."""
+        self.factor = None
         self.rows, self._matrix, self._gram = rows, None, gram
 
     def matrix(self, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 from transformers_like import Conv1D
 
 import proxprop.additive
+import proxprop.systems
 from proxprop import (
     ProxPropConv2d,
     ProxPropConvTranspose2d,
@@ -341,6 +342,26 @@ def test_between_renewals_nothing_is_collected_and_gradients_are_watched_as_ever
     layer.weight.grad = torch.ones_like(layer.weight)
     with pytest.raises(RuntimeError, match="it has a gradient, and no backward pass of its own"):
         deferred.solve()
+
+
+def test_between_renewals_nothing_is_factorised(monkeypatch):
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = oracle.exact(layer, [x], gradient, 0.7)
+    deferred = defer(layer, refresh_every=3)
+    calls, factorised = [], proxprop.systems.factorised
+    monkeypatch.setattr(proxprop.systems, "factorised", lambda *args: calls.append(args) or factorised(*args))
+    for step in range(6):
+        layer.zero_grad()
+        layer(x).backward(gradient)
+        deferred.solve()
+        assert oracle.relative_error(gradients(layer), reference) < 1e-9
+        assert len(calls) == 1 + step // 3
+    layer.tau_prox = 0.2  # another system
+    layer.zero_grad()
+    layer(x).backward(gradient)
+    deferred.solve()
+    layer.tau_prox = 0.7
+    assert oracle.relative_error(gradients(layer), oracle.exact(layer, [x], gradient, 0.2)) < 1e-9
 
 
 def test_other_parameters_begin_a_new_average():
