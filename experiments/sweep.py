@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from experiments.command.cli import RESULTS, Parser, UsageError, run_command, user_path
+from experiments.config import DEVICE
 from experiments.config.yaml_mapping import apply_overrides
 from experiments.data.datasets import load
 from experiments.launch import cluster, processes, serial
@@ -100,7 +101,7 @@ def _check_launcher(arguments: argparse.Namespace) -> None:
     if arguments.launcher == "local" and arguments.submitit:
         raise UsageError("--submitit needs --launcher submitit")
     for device in _devices(arguments):
-        if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", device):
+        if not re.fullmatch(DEVICE, device):
             raise UsageError(f"devices: must be cpu, cuda or cuda:N, joined by commas, got {arguments.devices!r}")
         resolve_device(device)
 

@@ -2,6 +2,7 @@
 
 from experiments.config.loading import dump_config, load_config, load_resolved, parse_config
 from experiments.config.schema import (
+    DEVICE,
     EXECUTION_KEYS,
     Compile,
     Config,
@@ -16,6 +17,7 @@ from experiments.config.schema import (
 )
 
 __all__ = [
+    "DEVICE",
     "EXECUTION_KEYS",
     "Compile",
     "Config",

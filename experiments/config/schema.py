@@ -13,6 +13,8 @@ Count = Annotated[int, Field(strict=True, ge=1, le=2**40)]
 Positive = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # in float32
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Compile = Literal["none", "default", "cudagraph"]
+DEVICE = r"cpu|cuda(:(0|[1-9][0-9]?))?"
+"""What names one device."""
 
 #: Keys of `Config` that decide where and how a run is carried out, not what it computes.
 EXECUTION_KEYS = (
@@ -132,7 +134,7 @@ class Config(_Section):
     seed: Seed = 0
     order_seed: Seed | None = None
     deterministic: bool = False
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$")] = "auto"
+    device: Annotated[str, Field(pattern=rf"^(auto|{DEVICE})$")] = "auto"
     compile: Compile = "none"
     checkpoint_every: Count = 1
     keep_checkpoint: bool = False
