@@ -25,8 +25,9 @@ class Collector:
         self.design: CollectedDesign | None = None
         self.rows: int | None = None
         """How many there were; None for no pass."""
-        self.is_due = True
-        """Whether design matrices are wanted, and not their rows counted alone."""
+        self.known: tuple[bool, bool] | None = None
+        """Whether weight and bias are trained in what the step will be taken on, so that rows are counted alone; None
+        where design matrices are wanted."""
         self._era = object()
         self._accumulated: int | None = None  # the version of the gradient after its last accumulation
         self._written: tuple[weakref.ref[Tensor], int] | None = None  # the last step's direction, with its version
@@ -60,11 +61,11 @@ class Collector:
         self._check_gradient()
         node.collected_in = self._era
         self.rows = (self.rows or 0) + design.rows
-        if not self.is_due:
+        if self.known == design.trained:
             return
         if self.design is None:
             self.design = CollectedEmbedding(design) if isinstance(design, EmbeddingDesign) else CollectedDesign(design)
-        if (design.train_weight, design.train_bias) != (self.design.train_weight, self.design.train_bias):
+        if self.design.trained != design.trained or self.rows != self.design.rows + design.rows:
             raise RuntimeError(f"{self.name}: other parameters are trained than in the passes before, within one step")
         self.design.add(design)
 

@@ -282,15 +282,14 @@ class DeferredStep:
                 self._keep(solve, design)
             kept, solve.steps = design, 0
         solve.steps += 1
-        solve.collector.is_due = self._every == 1 or solve.steps % self._every == 0
+        solve.collector.known = None if solve.steps % self._every == 0 else kept.trained
         return kept
 
     def _keep(self, solve: _Solve, design: CollectedDesign) -> None:
         """Have ``design`` hold AᵀA, as a running average, also for steps to come."""
         rows = max(design.rows, 1) if solve.layers[0].gram_reduction == "mean" else 1
         gram, kept = design.gram() / rows, solve.kept
-        trained = (design.train_weight, design.train_bias)
-        if kept is None or solve.average is None or (kept.train_weight, kept.train_bias) != trained:
+        if kept is None or solve.average is None or kept.trained != design.trained:
             solve.average, solve.weight = torch.zeros_like(gram), 0.0
         solve.average = torch.lerp(gram, solve.average, self._decay)
         solve.weight = self._decay * solve.weight + 1 - self._decay
@@ -329,13 +328,12 @@ def _check_solvable(solve: _Solve, counts: Sequence[int]) -> None:
 
 def _stacked(design: CollectedDesign, gradients: Sequence[Tensor | None]) -> Tensor | None:
     """AᵀG, ``[g, o, d]``, from the gradients of weight and bias; None where there is none."""
-    trained = (design.train_weight, design.train_bias)
-    if not any(g is not None and train for g, train in zip(gradients, trained, strict=True)):
+    if not any(g is not None and train for g, train in zip(gradients, design.trained, strict=True)):
         return None
     weight_shape = design.layout(torch.empty(design.weight_shape, device="meta")).shape
     shapes = (weight_shape, design.weight_shape[:1])
     parts: list[Tensor | None] = []
-    for gradient, train, shape in zip(gradients, trained, shapes, strict=True):
+    for gradient, train, shape in zip(gradients, design.trained, shapes, strict=True):
         if gradient is None:  # frozen meanwhile
             gradient = torch.zeros(shape, dtype=design.dtype, device=design.device)
         whole: Tensor = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient  # of a DTensor

@@ -152,6 +152,11 @@ class GramDesign(Design):
         self.weight_columns = torch.Size(self.weight_shape[1:]).numel() if self.train_weight else 0
         self.columns = self.weight_columns + int(self.train_bias)
 
+    @property
+    def trained(self) -> tuple[bool, bool]:
+        """Whether the weight and whether the bias is."""
+        return self.train_weight, self.train_bias
+
     @abc.abstractmethod
     def gram(self, dtype: torch.dtype | None = None, precise: bool = False) -> Tensor:
         """AᵀA in precision ``dtype``, by default the accumulation precision, ``[g, d, d]``.
@@ -213,10 +218,16 @@ class MatrixDesign(GramDesign):
         trained: Sequence[bool],
         shared: SharedProducts | None,
         layout: Layout = as_it_is,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__(weight_shape, groups, trained, working_dtype(input), input.device, layout)
         self._saved_input = input
         self._shared = shared
+        self._mask = mask
+
+    def _unmasked(self, rows: Tensor) -> Tensor:
+        """Those of ``rows``, one for each of the mask's entries, that count."""
+        return rows if self._mask is None else rows[self._mask]
 
     @abc.abstractmethod
     def matrix(self) -> Tensor:

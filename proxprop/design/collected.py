@@ -20,8 +20,7 @@ class CollectedDesign(GramDesign):
     """
 
     def __init__(self, like: MatrixDesign) -> None:
-        trained = (like.train_weight, like.train_bias)
-        super().__init__(like.full_shape, like.groups, trained, like.dtype, like.device, like.layout)
+        super().__init__(like.full_shape, like.groups, like.trained, like.dtype, like.device, like.layout)
         self.rows = 0
         self._matrix: Tensor | None = torch.zeros(self.groups, 0, self.columns, dtype=self.dtype, device=self.device)
         self._gram: Tensor | None = None

@@ -37,9 +37,8 @@ class EmbeddingDesign(MatrixDesign):
         padding: int | None = None,
         mask: Tensor | None = None,
     ) -> None:
-        super().__init__(tokens, weight_shape, groups=1, trained=trained, shared=None, layout=transposed)
+        super().__init__(tokens, weight_shape, groups=1, trained=trained, shared=None, layout=transposed, mask=mask)
         self.dtype = dtype
-        self._mask = mask
         self.input = self._unmasked(tokens.reshape(-1)).long()  # [m]
         self.rows = self.input.shape[0]
         self._live = None if padding is None else self.input != padding
@@ -49,9 +48,6 @@ class EmbeddingDesign(MatrixDesign):
             last = self.input.new_zeros(self.columns).scatter_reduce_(0, self.input, numbers, "amax")
             self._slots = last[self.input]  # for each row, the last one with its token
             self._stands = self._slots == numbers
-
-    def _unmasked(self, rows: Tensor) -> Tensor:
-        return rows if self._mask is None else rows[self._mask]
 
     def of_outputs(self, outputs: Sequence[int], dtype: torch.dtype) -> EmbeddingDesign:
         part = copy.copy(self)

@@ -45,15 +45,11 @@ class LinearDesign(MatrixDesign):
         mask: Tensor | None = None,
         layout: Layout = as_it_is,
     ) -> None:
-        super().__init__(input, weight_shape, groups=1, trained=trained, shared=shared, layout=layout)
+        super().__init__(input, weight_shape, groups=1, trained=trained, shared=shared, layout=layout, mask=mask)
         if sparse:
             input = input.to_dense()
-        self._mask = mask
         self.input = self._unmasked(input.reshape(-1, input.shape[-1])).to(self.dtype)  # [m, in]
         self.rows = self.input.shape[0]
-
-    def _unmasked(self, rows: Tensor) -> Tensor:
-        return rows if self._mask is None else rows[self._mask]
 
     def apply(self, parameters: Parameters) -> Tensor:
         weight, bias = parameters
