@@ -29,13 +29,17 @@ def recorded(groups: Iterable[Replicates]) -> list[RecordedRun]:
     return [run for group in groups for run in group.runs]
 
 
+def _about_seconds(figure: Figure, drawn: Sequence[Drawn], quiet: Sequence[RecordedRun]) -> str:
+    return joined(time_note(figure, drawn), seconds_note(quiet, [item.group for item in drawn]))
+
+
 def own_page(figure: Figure, runs: Runs, quiet: Sequence[RecordedRun]) -> Page:
     drawn = [Drawn(curve, runs[curve.run]) for curve in figure.curves if curve.run in runs]
     bands = band_note(len(item.group.runs) for item in drawn)
     names = [curve.run for curve in figure.curves]
     notes = [
         joined(bands, status_note(names, runs)),
-        joined(time_note(figure, drawn), seconds_note(quiet, [item.group for item in drawn])),
+        _about_seconds(figure, drawn, quiet),
     ]
     return draw_figure(figure, figure.title, drawn, Footer.of(recorded(item.group for item in drawn), notes))
 
@@ -56,7 +60,7 @@ def published_page(figure: Figure, runs: Runs, published: Runs, quiet: Sequence[
     bands = band_note(len(item.group.runs) for item in drawn)
     notes = [
         joined(bands, status_note(names, runs), status_note(names, published, " (published solver)")),
-        joined(time_note(figure, drawn), seconds_note(quiet, [item.group for item in drawn])),
+        _about_seconds(figure, drawn, quiet),
     ]
     title = f"{figure.title}, with the published solver"
     return draw_figure(figure, title, drawn, Footer.of(recorded(item.group for item in drawn), notes))
