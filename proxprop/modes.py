@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from proxprop.cost import direct_system, iterative_system
+from proxprop.choice import direct_system, iterative_system
 from proxprop.design import ConvDesign, Design, MatrixDesign, Parameters
 from proxprop.solvers import CGRules, conjugate_gradients
 from proxprop.systems import DirectSystem, System

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from proxprop.cost import cost_model
 from proxprop.design import Parameters
-from proxprop.systems import System, Vector, dot
+from proxprop.systems import ALL, System, Vector, blocks, dot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,62 +48,75 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
     Returns:
         D, shaped like the layer's parameters.
     """
-    residual = system.residual
-    if not system.separable or rules.one_step_length or rules.stop_below:
-        return system.parameters(_iterate(system, residual, iterations, rules))
-    solution = torch.empty_like(residual)
-    size = _columns_at_once(residual, iterations)
-    for part, columns in zip(torch.split(residual, size, 1), torch.split(solution, size, 1), strict=True):
-        columns.copy_(_iterate(system, part, iterations, rules))
+    solution = torch.empty_like(system.residual)
+    parts: Iterable[slice] = [ALL]
+    if system.separable and not rules.one_step_length:
+        # Former residuals with their duals, and what an iteration has at hand.
+        parts = blocks(solution, 2 * (iterations - 1) + 6)
+    columns = (_Columns(system, solution, outputs, rules) for outputs in parts)
+    # Each to its end, as long as it is in the cache; what stops all of them has to be asked after each step.
+    for together in [list(columns)] if rules.stop_below else ([one] for one in columns):
+        stopped = None
+        for step in range(1, iterations + 1):
+            for one in together:
+                one.step(stopped, is_last=step == iterations)
+            if rules.stop_below:
+                largest, initial = (torch.cat(norms, 1) for norms in zip(*(c.norms() for c in together), strict=True))
+                stopped = largest.amax() < rules.stop_below**2 * initial.mean()
     return system.parameters(solution)
 
 
-def _columns_at_once(residual: Tensor, iterations: int) -> int:
-    """How many columns of ``residual`` to work on together, so that all their vectors fit the working set."""
-    groups, outputs, n = residual.shape
-    vectors = 2 * (iterations - 1) + 6  # former residuals with their duals, and what an iteration has at hand
-    bytes_each = vectors * groups * n * residual.element_size()
-    chunks = -(-outputs * bytes_each // cost_model(residual.device).working_set)
-    return -(-outputs // chunks)
+class _Columns:
+    """Some columns of a system on their way; their solution is written into ``solution``."""
 
+    def __init__(self, system: System, solution: Tensor, outputs: slice, rules: CGRules) -> None:
+        residual = system.residual[:, outputs]
+        self._axes = (0, 1, 2) if rules.one_step_length else (2,)
+        self._scale = residual.abs().amax(self._axes, keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny)
+        self._damping = rules.damping / self._scale / self._scale  # in two steps: the square could underflow
+        self._system, self._rules, self._outputs = system, rules, outputs
+        self._p = self._r = system.vector(residual / self._scale, outputs)
+        self._initial = self._norm = self._total(dot(self._r.value, self._r.dual))
+        self._negligible = torch.finfo(self._norm.dtype).eps ** 2 * self._initial
+        self._former: list[tuple[Vector, Tensor]] = []
+        self._solution = solution[:, outputs].zero_()
+        self._steps, self._previous = 0, self._norm
 
-def _iterate(system: System, residual: Tensor, iterations: int, rules: CGRules) -> Tensor:
-    """The solution for the columns of ``residual``."""
-    axes = (0, 1, 2) if rules.one_step_length else (2,)
-
-    def total(columns: Tensor) -> Tensor:
-        return columns.sum(axes, keepdim=True)
-
-    scale = residual.abs().amax(axes, keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny)
-    damping = rules.damping / scale / scale  # in two steps: the square could underflow
-
-    p = r = system.vector(residual / scale)
-    initial = norm = total(dot(r.value, r.dual))
-    negligible = torch.finfo(norm.dtype).eps ** 2 * initial
-    former: list[tuple[Vector, Tensor]] = []
-    solution = torch.zeros((), dtype=residual.dtype, device=residual.device)
-    for step in range(1, iterations + 1):
-        image = system.image(p)
-        alpha = _divide(norm, total(system.curvature(p, image)) + damping)
-        solution = torch.addcmul(solution, alpha, p.value)
-        if step == iterations:
-            break
-        value = torch.addcmul(r.value, alpha, system.product(p, image), value=-1)
+    def step(self, stopped: Tensor | None, is_last: bool) -> None:
+        """One iteration; of no effect where it is ``stopped``. The ``is_last`` leaves no residual."""
+        system, rules = self._system, self._rules
+        if self._steps:
+            self._turn(stopped)
+        self._steps += 1
+        image = system.image(self._p)
+        alpha = _divide(self._norm, self._total(system.curvature(self._p, image)) + self._damping)
+        self._solution.addcmul_(alpha, self._p.value)
+        if is_last:
+            self._solution.mul_(self._scale)
+            return
+        value = torch.addcmul(self._r.value, alpha, system.product(self._p, image), value=-1)
         if rules.orthogonal:
-            former.append((r, norm))
-            for other, squared in former:
+            self._former.append((self._r, self._norm))
+            for other, squared in self._former:
                 value.addcmul_(_divide(dot(value, other.dual), squared), other.value, value=-1)
-        r = system.vector(value)
-        previous, norm = norm, total(dot(r.value, r.dual))
+        self._r = system.vector(value, self._outputs)
+        self._previous, self._norm = self._norm, self._total(dot(self._r.value, self._r.dual))
         # A zero norm makes every further step length zero. NaN compares false and so stays NaN.
-        norm = norm.masked_fill(norm <= negligible, 0)
-        if rules.stop_below:
-            squared_norms = norm * scale * scale
-            stopped = squared_norms.amax() < rules.stop_below**2 * (initial * scale * scale).mean()
-            norm = norm.masked_fill(stopped, 0)
-        ratio = _divide(norm, previous + damping)
-        p = r.plus(ratio, p if rules.conjugate or step > 1 else r)
-    return solution * scale
+        self._norm = self._norm.masked_fill(self._norm <= self._negligible, 0)
+
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """Squared norms of the residuals, now and at first."""
+        return self._norm * self._scale * self._scale, self._initial * self._scale * self._scale
+
+    def _turn(self, stopped: Tensor | None) -> None:
+        """Take the next search direction."""
+        if stopped is not None:
+            self._norm = self._norm.masked_fill(stopped, 0)
+        ratio = _divide(self._norm, self._previous + self._damping)
+        self._p = self._r.plus(ratio, self._p if self._rules.conjugate or self._steps > 1 else self._r)
+
+    def _total(self, columns: Tensor) -> Tensor:
+        return columns.sum(self._axes, keepdim=True)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -16,13 +16,26 @@ from __future__ import annotations
 import abc
 import copy
 import math
+from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from proxprop.cost import cost_model
 from proxprop.design import CollectedDesign, Design, GramDesign, MatrixDesign, Parameters, accumulation_dtype
 from proxprop.design.base import symmetric_product
+
+ALL = slice(None)
+"""Of each group, all outputs."""
+
+
+def blocks(vectors_of: Tensor, vectors: int) -> Iterator[slice]:
+    """Parts of the outputs of ``[g, o, n]``, such that so many ``vectors`` of each fit the working set together."""
+    groups, outputs, n = vectors_of.shape
+    bytes_each = vectors * groups * n * vectors_of.element_size()
+    size = -(-outputs // -(-outputs * bytes_each // cost_model(vectors_of.device).working_set))
+    return (slice(first, min(first + size, outputs)) for first in range(0, outputs, size))
 
 
 class Vector(NamedTuple):
@@ -113,7 +126,7 @@ class System(abc.ABC):
     """(AᵀA + βI) D = AᵀG in one form. Columns (output units or channels) do not mix."""
 
     separable: ClassVar[bool] = True
-    """Whether ``vector``, ``image`` and the rest accept some of the columns, too."""
+    """Whether ``image`` and the rest accept some of the columns, too."""
     residual: Tensor
     """The right-hand side in this form: the residual of D = 0, ``[g, o, n]``."""
     matrix: Tensor | None = None
@@ -125,8 +138,8 @@ class System(abc.ABC):
         self.design = design
         self.beta = min(beta, torch.finfo(design.dtype).max)
 
-    def vector(self, value: Tensor) -> Vector:
-        """``value`` with its dual."""
+    def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
+        """``value`` with its dual; where it is ``separable``, also of some ``outputs`` of each group alone."""
         return Vector(value, value)
 
     @abc.abstractmethod
@@ -287,10 +300,12 @@ class ParameterSystem(System):
             return self.design.right_hand_side(output)
         return self.design.stack(self.design.adjoint(output))
 
+    def _shifted(self, value: Tensor) -> Tensor:
+        """``value`` as what it changes of θ."""
+        return value if self._start is None else self._start - (self._start - value.to(self._start.dtype))
+
     def parameters(self, value: Tensor) -> Parameters:
-        if self._start is not None:
-            value = self._start - (self._start - value.to(self._start.dtype))
-        return self.design.unstack(value)
+        return self.design.unstack(self._shifted(value))
 
 
 class Primal(ParameterSystem, DirectSystem):
@@ -355,7 +370,7 @@ class Dual(DirectSystem):
         self.gradient, self.single = gradient, single
         self.residual = self._right(gradient, gradient.dtype, precise=False)  # [g, o, m], a column after the other
 
-    def vector(self, value: Tensor) -> Vector:
+    def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
         if self.matrix is None:
             self.matrix = self.design.kernel(self.residual.dtype)
         return Vector(value, value @ self.matrix)
@@ -396,7 +411,7 @@ class Spectral(GramSystem):
         self.matrix: Tensor = vectors.to(output.dtype)  # [g, m, m], the eigenvectors
         self.residual = output @ self.matrix  # [g, o, m]
 
-    def vector(self, value: Tensor) -> Vector:
+    def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
         return Vector(value, value * self._eigenvalues)
 
     def gram_times(self, p: Vector) -> Tensor:
@@ -409,29 +424,57 @@ class Spectral(GramSystem):
 class Bordered(ParameterSystem, GramSystem):
     """m×m, for a right-hand side R outside the range of Aᵀ, as rounding leaves it: (c, s) stands for Aᵀc + s·R."""
 
-    separable = False
-
     def __init__(self, design: GramDesign, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
         super().__init__(design, beta, start)
-        right = self._right_hand_side(gradient)  # [g, o, d]
-        scale = right.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(right.dtype).tiny)  # [g, o, 1]
-        self._scaled = right / scale
-        self._image = design.to_rows(design.apply(design.unstack(self._scaled)))  # A R, [g, o, m]
-        self._squared = dot(self._scaled, self._scaled)  # [g, o, 1]
-        self.matrix: Tensor = design.kernel(right.dtype)  # [g, m, m]
-        self.residual = torch.cat([torch.zeros_like(self._image), scale], -1)  # [g, o, m + 1]
+        rights, images, scales, squares = [], [], [], []
+        for outputs, part in self._parts():
+            right = part._right_hand_side(self._of(gradient, outputs, part.design))
+            scale = right.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(right.dtype).tiny)  # [g, o, 1]
+            rights.append(right / scale)
+            images.append(part.design.to_rows(part.design.apply(part.design.unstack(rights[-1]))))
+            scales.append(scale)
+            squares.append(dot(rights[-1], rights[-1]))
+        self._rights = rights  # R over its scale, [g, o, d], of the outputs of each part
+        self._image = torch.cat(images, 1)  # A R, [g, o, m]
+        self._squared = torch.cat(squares, 1)  # [g, o, 1]
+        self.matrix: Tensor = design.kernel(self._image.dtype)  # [g, m, m]
+        self.residual = torch.cat([torch.zeros_like(self._image), torch.cat(scales, 1)], -1)  # [g, o, m + 1]
 
-    def vector(self, value: Tensor) -> Vector:
-        c, s = value[..., :-1], value[..., -1:]
-        inner = torch.addcmul(dot(c, self._image), s, self._squared)
-        return Vector(value, torch.cat([torch.addcmul(c @ self.matrix, s, self._image), inner], -1))
+    def _parts(self) -> Iterator[tuple[slice, Bordered]]:
+        """Some outputs of each group at a time, so that what is at hand stays in the cache."""
+        if self._start is None or not isinstance(self.design, MatrixDesign):
+            yield ALL, self
+            return
+        for outputs in blocks(self._start, vectors=3):
+            part = copy.copy(self)
+            part.design = self.design.of_outputs(range(self.design.outputs)[outputs], self.design.dtype)
+            part._start = self._start[:, outputs]
+            yield outputs, part
+
+    def _of(self, gradient: Tensor, outputs: slice, part: GramDesign) -> Tensor:
+        return gradient if outputs == ALL else part.from_rows(self.design.to_rows(gradient)[:, outputs])
+
+    def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
+        c, s, image = value[..., :-1], value[..., -1:], self._image[:, outputs]
+        dual = torch.empty_like(value)
+        torch.addcmul(c @ self.matrix, s, image, out=dual[..., :-1])
+        torch.addcmul(dot(c, image), s, self._squared[:, outputs], out=dual[..., -1:])
+        return Vector(value, dual)
+
+    def image(self, p: Vector) -> Tensor:
+        image = p.value * self.beta
+        image[..., :-1] += p.dual[..., :-1]
+        return image
 
     def gram_times(self, p: Vector) -> Tensor:
         return torch.nn.functional.pad(p.dual[..., :-1], (0, 1))
 
     def parameters(self, value: Tensor) -> Parameters:
-        stacked = self._adjoint(self.design.from_rows(value[..., :-1]))
-        return super().parameters(torch.addcmul(stacked, value[..., -1:], self._scaled))
+        parts = []
+        for right, (outputs, part) in zip(self._rights, self._parts(), strict=True):
+            inside = part._adjoint(part.design.from_rows(value[:, outputs, :-1]))
+            parts.append(part._shifted(torch.addcmul(inside, value[:, outputs, -1:], right)))
+        return self.design.unstack(torch.cat(parts, 1))
 
 
 class MatrixFree(ParameterSystem):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_directions import LAYERS, expected, prepared
 
-from proxprop.cost import COSTS, iterative_system
+from proxprop.choice import iterative_system
+from proxprop.cost import COSTS
 from proxprop.solvers import CGRules, conjugate_gradients
 from proxprop.systems import Bordered, Diagonal, Dual, MatrixFree, Primal, Spectral
 
@@ -88,10 +89,14 @@ def test_equal_and_empty_rows_in_every_form(form):
     assert oracle.relative_error(actual, expected(layer, [x], gradient, "prox_cg3", TAU)) < 1e-9
 
 
-def test_few_columns_at_a_time_give_the_same_direction(monkeypatch):
-    layer, x, gradient = prepared(*LAYERS["wide"], "gradient", TAU)
+@pytest.mark.parametrize("name", ["wide", "sequence", "conv2d groups", "transposed linear wide"])
+@pytest.mark.parametrize("form", [Dual, Bordered])
+def test_few_outputs_at_a_time_give_the_same_direction(monkeypatch, name, form):
+    layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
+    start = {"start": tuple(None if p is None else p.detach() for p in layer._used().values())}
     monkeypatch.setitem(COSTS, "cpu", dataclasses.replace(COSTS["cpu"], working_set=1))
-    actual = named(conjugate_gradients(Dual(design_of(layer, x), gradient, 1 / TAU), 4, CGRules()))
+    system = form(design_of(layer, x), gradient, 1 / TAU, **(start if form is Bordered else {}))
+    actual = named(conjugate_gradients(system, 4, CGRules()))
     assert oracle.relative_error(actual, expected(layer, [x], gradient, "prox_cg4", TAU)) < 1e-9
 
 
