@@ -16,6 +16,7 @@ from experiments.folder.events import check_tensorboard
 from experiments.folder.read import refuse_finished
 from experiments.launch.execute import execute
 from experiments.launch.plan import run_device, run_folder
+from experiments.optimizers import check_optimizer
 from experiments.training.device import memory_errors
 from experiments.training.parallel import Processes, check_parallel, processes
 
@@ -56,6 +57,7 @@ def _run(arguments: argparse.Namespace, together: Processes) -> int:
     if not arguments.overwrite:
         refuse_finished(folder, config)
     check_tensorboard(config)
+    check_optimizer(config.optimizer)
     device = run_device(config, together.local_rank)
     with memory_errors(device):
         data = load(config.data, device)

@@ -27,7 +27,7 @@ def requirements(extras: list[str], text: str) -> list[tuple[str, str]]:
         block = re.search(rf"^{re.escape(key)} = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
         if block is None:
             raise ValueError(f"pyproject.toml has no extra {key!r}")
-        found += re.findall(r'"([\w-]+)>=([\d.]+)"', block.group(1))
+        found += re.findall(r'"([\w-]+)>=([\w.]+)"', block.group(1))
     return found
 
 

@@ -29,6 +29,10 @@ EXECUTION_KEYS = (
 )
 
 
+#: Optimizers that put plain layers, or layers of their own, in the place of ProxProp layers.
+_WITHOUT_PROXPROP = ("kfac", "isaac")
+
+
 class _Section(BaseModel):
     # strict: neither true nor "3" passes as a number
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -68,18 +72,32 @@ class DataConfig(_Section):
     train_samples: Count | None = None
 
 
+#: Keys of `optimizer`, beside `lr` and `weight_decay`, and the optimizers that take them.
+OPTIMIZER_KEYS = {
+    "momentum": ("sgd", "muon", "kfac", "isaac"),
+    "nesterov": ("sgd", "muon", "kfac", "isaac"),
+    "damping": ("kfac", "isaac"),
+    "update_every": ("soap", "shampoo", "kfac"),
+}
+
+
 class OptimizerConfig(_Section):
-    name: Literal["sgd", "adam", "adamw"]
+    """`damping` is what is added to the curvature, `update_every` the steps from one preconditioner to the next."""
+
+    name: Literal["sgd", "adam", "adamw", "muon", "soap", "shampoo", "kfac", "isaac"]
     lr: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0, le=1e38, allow_inf_nan=False)] = 0.0
+    damping: Annotated[Positive | None, Field(validate_default=True)] = None
+    update_every: Annotated[Count | None, Field(validate_default=True)] = None
 
     @field_validator("momentum")
     @classmethod
-    def _momentum_is_for_sgd(cls, momentum: float, info: ValidationInfo) -> float:
-        if momentum > 0 and (name := info.data.get("name")) != "sgd":
-            raise ValueError(f"must be 0 with {name} (only sgd has momentum), got {momentum}")
+    def _momentum_is_for_some(cls, momentum: float, info: ValidationInfo) -> float:
+        if momentum > 0 and (name := info.data.get("name")) not in (None, *OPTIMIZER_KEYS["momentum"]):
+            allowed = ", ".join(OPTIMIZER_KEYS["momentum"])
+            raise ValueError(f"must be 0 with {name} (only {allowed} have momentum), got {momentum}")
         return momentum
 
     @field_validator("nesterov")
@@ -88,6 +106,16 @@ class OptimizerConfig(_Section):
         if nesterov and info.data.get("momentum") == 0:
             raise ValueError("must be false unless optimizer.momentum is greater than 0, got true")
         return nesterov
+
+    @field_validator("damping", "update_every")
+    @classmethod
+    def _where_it_is_used(cls, value: float | None, info: ValidationInfo) -> float | None:
+        name, users = info.data.get("name"), OPTIMIZER_KEYS[str(info.field_name)]
+        if name in users and value is None:
+            raise ValueError(f"must be given with {name}")
+        if name not in (None, *users) and value is not None:
+            raise ValueError(f"must be left out with {name} (it is for {', '.join(users)}), got {value:g}")
+        return value
 
 
 class ProxPropConfig(_Section):
@@ -128,7 +156,7 @@ class Config(_Section):
     model: Annotated[MLPConfig | ConvNetConfig | ResNet18Config, Field(discriminator="name")]
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig
-    proxprop: ProxPropConfig = ProxPropConfig()
+    proxprop: Annotated[ProxPropConfig, Field(validate_default=True)] = ProxPropConfig()
     epochs: Count
     batch_size: Count
     seed: Seed = 0
@@ -143,11 +171,37 @@ class Config(_Section):
     time_limit: Positive | None = None
     min_epochs: Count = 1
 
+    @field_validator("optimizer")
+    @classmethod
+    def _isaac_has_fully_connected_layers(cls, optimizer: OptimizerConfig, info: ValidationInfo) -> OptimizerConfig:
+        if optimizer.name == "isaac" and (model := info.data.get("model")) and model.name != "mlp":
+            raise ValueError(f"isaac has no convolutions: model.name must be mlp with it, got {model.name}")
+        return optimizer
+
+    @field_validator("proxprop")
+    @classmethod
+    def _plain_layers_take_gradients(cls, proxprop: ProxPropConfig, info: ValidationInfo) -> ProxPropConfig:
+        name, mode = getattr(info.data.get("optimizer"), "name", None), proxprop.optimization_mode
+        if name in _WITHOUT_PROXPROP and mode != "gradient":
+            raise ValueError(f"optimization_mode must be gradient with optimizer.name: {name}, which has directions of "
+                             f"its own, got {mode}")  # fmt: skip
+        return proxprop
+
+    @field_validator("compile")
+    @classmethod
+    def _hooks_are_not_compiled(cls, how: Compile, info: ValidationInfo) -> Compile:
+        if how != "none" and getattr(info.data.get("optimizer"), "name", None) == "kfac":
+            raise ValueError(f"must be none with optimizer.name: kfac, got {how}")
+        return how
+
     @field_validator("diagnostics_every")
     @classmethod
     def _observed_steps_are_not_compiled(cls, every: int | None, info: ValidationInfo) -> int | None:
         if every is not None and (how := info.data.get("compile", "none")) != "none":
             raise ValueError(f"must be left out with compile: {how} (steps are observed uncompiled), got {every}")
+        name = getattr(info.data.get("optimizer"), "name", None)
+        if every is not None and name in _WITHOUT_PROXPROP:
+            raise ValueError(f"must be left out with optimizer.name: {name} (it has no ProxProp layers), got {every}")
         return every
 
     def is_complete(self, epoch: int, seconds: float) -> bool:

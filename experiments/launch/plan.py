@@ -14,6 +14,7 @@ from experiments.config.sweep_file import ConfigFile, load_config_file
 from experiments.folder.events import check_tensorboard
 from experiments.folder.read import read_config, read_summary, refuse_finished
 from experiments.folder.write import CONFIG
+from experiments.optimizers import check_optimizer
 from experiments.training.compilation import check_compile
 from experiments.training.device import resolve_device
 
@@ -114,6 +115,7 @@ def plan(
             if folder in runs:
                 raise ConfigError(f"name: {owners[folder]} and {path} would both write {folder}")
             check_tensorboard(config)
+            check_optimizer(config.optimizer)
             runs[folder] = PlannedRun(config, None if elsewhere else run_device(config), folder, afresh)
             runs[folder].is_done()
             owners[folder] = path

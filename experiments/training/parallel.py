@@ -177,6 +177,8 @@ def check_parallel(config: Config, together: Processes) -> None:
     except ValueError:
         raise ConfigError(f"proxprop.optimization_mode: {mode} has no deferred step, which {together.size} processes "
                           "need; allowed here: prox_exact, prox_cgN, gradient") from None  # fmt: skip
+    if config.optimizer.name in ("kfac", "isaac"):
+        raise ConfigError(f"optimizer.name: {config.optimizer.name} trains in one process, got {together.size}")
     if config.compile != "none":
         raise ConfigError(f"compile: must be none with {together.size} processes, got {config.compile}")
     if config.diagnostics_every is not None:

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.config import Config, OptimizerConfig
+from experiments.config import Config
 from experiments.data.datasets import Data, Split
+from experiments.optimizers import MakesGradients, make_optimizer
 from experiments.training.compilation import loss_function
 from experiments.training.device import generator_states, set_generator_states, synchronize
 from experiments.training.diagnostics import LayerRecord, Observer
 from experiments.training.parallel import ALONE, Processes
 
 _EVALUATION_BATCH = 2_500
-_ADAM = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,18 @@ class Training:
     def _step(self, rows: Tensor) -> None:
         self.optimizer.zero_grad()
         with self._observer.watching() if self._is_observed else contextlib.nullcontext():
-            loss = self._loss(rows)
-            loss.backward()
+            loss = self._gradients(rows)
         self.optimizer.step()
         self._loss_sum += loss.detach() * (len(rows) / self._together.size)
         self.batch += 1
+
+    def _gradients(self, rows: Tensor) -> Tensor:
+        """The mean loss over the examples `rows`; what the optimizer needs to know of it is left in `.grad`."""
+        if isinstance(self.optimizer, MakesGradients):
+            return self.optimizer.gradients(self.data.train.images[rows], self.data.train.labels[rows])
+        loss = self._loss(rows)
+        loss.backward()
+        return loss
 
     def _loss(self, rows: Tensor) -> Tensor:
         """The mean over the examples `rows`; of several processes, the mean of their losses is that."""
@@ -211,15 +218,3 @@ def evaluate(model: nn.Module, split: Split, together: Processes = ALONE) -> tup
         correct += (logits.argmax(1) == labels).sum()
     loss, correct = together.sum(torch.stack([loss, correct]))
     return loss.item() / len(split), correct.item() / len(split)
-
-
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    if config.name in _ADAM:
-        return _ADAM[config.name](model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )

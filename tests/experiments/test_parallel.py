@@ -200,6 +200,7 @@ def test_a_folder_in_use_is_told_once(write_config, run_two):
     ("settings", "error"),
     [
         (["compile=default"], "compile: must be none with 2 processes, got default"),
+        (["optimizer={name: isaac, lr: 1, damping: 1}"], "optimizer.name: isaac trains in one process, got 2"),
         (["diagnostics_every=2"], "diagnostics_every: must be left out with 2 processes .*, got 2"),
         (["device=cuda:1"], "device: must be auto, cpu or cuda with 2 processes .*, got cuda:1"),
     ],

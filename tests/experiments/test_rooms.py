@@ -12,9 +12,10 @@ MAY_IMPORT = {
     "command": set(),
     "config": {"command"},
     "data": {"command", "config"},
-    "training": {"command", "config", "data"},
+    "optimizers": {"command", "config"},
+    "training": {"command", "config", "data", "optimizers"},
     "folder": {"command", "config", "data", "training"},
-    "launch": {"command", "config", "data", "training", "folder"},
+    "launch": {"command", "config", "data", "optimizers", "training", "folder"},
 }
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from scripts.check_environment import missing, release, requirements
 
-EXTRAS = ["experiments", "dev"]
+EXTRAS = ["experiments", "rivals", "dev"]
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,10 @@ def one_line_error(capsys) -> str:
         ("optimizer.lr=.nan", "optimizer.lr: must be "),
         ("optimizer.momentum=1", "optimizer.momentum: must be less than 1, got 1"),
         ("optimizer.nesterov=true", "optimizer.nesterov: must be false unless optimizer.momentum"),
-        ("optimizer.name=lion", "optimizer.name: must be 'sgd', 'adam' or 'adamw', got 'lion'"),
+        (
+            "optimizer.name=lion",
+            "optimizer.name: must be 'sgd', 'adam', 'adamw', 'muon', 'soap', ",
+        ),
         ("optimizer=", "optimizer: must be a mapping of keys to values, got None"),
         ("proxprop.tau_prox=-1", "proxprop.tau_prox: must be greater than 0, got -1"),
         ("proxprop.tau_prox=.inf", "proxprop.tau_prox: must be a finite number, got inf"),
@@ -260,6 +263,8 @@ def test_resolved_config_reads_back_equal_and_holds_every_key(write_config, tmp_
         "momentum": 0.0,
         "nesterov": False,
         "weight_decay": 0.0,
+        "damping": None,
+        "update_every": None,
     }
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from experiments.command.errors import ConfigError
 from experiments.config import load_config
 from experiments.data.datasets import load
+from experiments.optimizers import make_optimizer
 from experiments.training.networks import build
-from experiments.training.train import Training, evaluate, make_optimizer
+from experiments.training.train import Training, evaluate
 
 CPU = torch.device("cpu")
 
