@@ -193,9 +193,10 @@ class Call:
 
 
 def calls(network: nn.Module, inputs: Tensor, labels: Tensor) -> list[Call]:
-    """Those of one forward and backward pass, in the order of the forward pass."""
+    """Those of one forward and backward pass, in the order of the forward pass; embeddings multiply nothing."""
     found: list[Call] = []
-    dotted = {module: name for name, module in network.named_modules() if isinstance(module, ProxPropLayer)}
+    layers = {module: name for name, module in network.named_modules() if isinstance(module, ProxPropLayer)}
+    dotted = {layer: name for layer, name in layers.items() if not isinstance(layer, nn.Embedding)}
 
     def remember(layer: ProxPropLayer, arguments: tuple[Tensor], output: Tensor) -> None:
         input, shape = arguments[0].detach(), Shape.of(layer, arguments[0], output)

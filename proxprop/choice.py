@@ -108,4 +108,5 @@ def _spectral(design: MatrixDesign) -> float:
 
 
 def _matrix_free(design: MatrixDesign, iterations: int) -> float:
-    return cost_model(design.device).matrix_free * (2 * iterations - 1) * design.product_cost
+    factor = 1.0 if design.by_matrices else cost_model(design.device).matrix_free
+    return factor * (2 * iterations - 1) * design.product_cost

@@ -71,6 +71,12 @@ BLOCK = 512
 """From twice which size on a factorisation in blocks is faster than LAPACK's own, on a CPU."""
 
 
+def large(design: Design) -> bool:
+    """Whether float64 products for a right-hand side, which are more accurate, cost too much."""
+    known = isinstance(design, GramDesign) and design.precise_right and design.product_cost > LARGE
+    return known and design.dtype != torch.float64
+
+
 def factorised(matrix: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """The lower Cholesky factor of ``matrix + βI``, ``[g, n, n]``, and what is not 0 where there is none, ``[g]``."""
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
@@ -295,9 +301,9 @@ class ParameterSystem(System):
         output, shift = self.design.apply(self.design.unstack(self._start)), self.beta * self._start
         return (self._adjoint(output) + shift) - (self._adjoint(output - self.design.as_applied(gradient)) + shift)
 
-    def _adjoint(self, output: Tensor) -> Tensor:
+    def _adjoint(self, output: Tensor, precise: bool = True) -> Tensor:
         if self._start is None:
-            return self.design.right_hand_side(output)
+            return self.design.right_hand_side(output, precise)
         return self.design.stack(self.design.adjoint(output))
 
     def _shifted(self, value: Tensor) -> Tensor:
@@ -326,9 +332,8 @@ class Primal(ParameterSystem, DirectSystem):
     ) -> None:
         super().__init__(design, beta, start)
         self.gradient, self.single = gradient, single
-        large = design.precise_right and design.product_cost > LARGE and design.dtype != accumulation_dtype(gradient)
         can_look = start is None and numbers_at_hand(gradient)
-        self.quick = single or (can_look and not precise and (large or design.rough_gram))
+        self.quick = single or (can_look and not precise and (large(design) or design.rough_gram))
         self.matrix: Tensor = design.gram(design.dtype if single else None, precise)  # [g, d, d]
         self.residual = self._right(gradient, self.matrix.dtype, precise=not self.quick)  # [g, o, d]
 
@@ -484,7 +489,7 @@ class MatrixFree(ParameterSystem):
 
     def __init__(self, design: Design, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
         super().__init__(design, beta, start)
-        self.residual = self._right_hand_side(gradient).to(design.dtype)  # [g, o, d]
+        self.residual = self._right_hand_side(gradient, precise=not large(design)).to(design.dtype)  # [g, o, d]
 
     def image(self, p: Vector) -> Tensor:
         return self.design.apply(self.design.unstack(p.value))
@@ -493,7 +498,7 @@ class MatrixFree(ParameterSystem):
         return self.design.squared_norms(image) + self.beta * dot(p.value, p.dual)
 
     def product(self, p: Vector, image: Tensor) -> Tensor:
-        return torch.add(self._adjoint(image).to(image.dtype), p.value, alpha=self.beta)
+        return torch.add(self._adjoint(image, precise=False).to(image.dtype), p.value, alpha=self.beta)
 
 
 class Deferred(ParameterSystem):

@@ -210,6 +210,9 @@ class MatrixDesign(GramDesign):
     input: Tensor
     """The input as the products take it, ``[N, ...]``; each of its N elements is m/N rows of A."""
 
+    by_matrices: ClassVar[bool] = False
+    """Whether its products with A and Aᵀ are products of matrices, and not the layer's own kernels."""
+
     def __init__(
         self,
         input: Tensor,

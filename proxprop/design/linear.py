@@ -34,6 +34,7 @@ class LinearDesign(MatrixDesign):
     """
 
     precise_right = True
+    by_matrices = True
 
     def __init__(
         self,

@@ -101,14 +101,14 @@ def test_few_outputs_at_a_time_give_the_same_direction(monkeypatch, name, form):
 
 
 @pytest.mark.parametrize(
-    ("costs", "form"),
+    ("name", "costs", "form"),
     [
-        ({"eigen": 0.0}, Spectral),
-        ({"eigen": float("inf")}, Dual),
-        ({"eigen": float("inf"), "matrix_free": 0.0}, MatrixFree),
+        ("wide", {"eigen": 0.0}, Spectral),
+        ("wide", {"eigen": float("inf")}, Dual),
+        ("conv2d", {"eigen": float("inf"), "matrix_free": 0.0}, MatrixFree),
     ],
 )
-def test_the_user_can_steer_the_choice(monkeypatch, costs, form):
-    layer, x, gradient = prepared(*LAYERS["wide"], "gradient", TAU)
+def test_the_user_can_steer_the_choice(monkeypatch, name, costs, form):
+    layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
     monkeypatch.setitem(COSTS, "cpu", dataclasses.replace(COSTS["cpu"], **costs))
     assert type(iterative_system(design_of(layer, x), gradient, 1 / TAU, 10)) is form

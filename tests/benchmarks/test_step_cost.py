@@ -1,0 +1,45 @@
+"""The benchmark measures what it says it does."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.networks import NETWORKS, Network, calls, floor
+from benchmarks.step_cost import Step, measure, measure_layer
+from proxprop.layers import ProxPropLayer
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_plain_or_converted_but_for_its_last_layer(name):
+    plain, proximal = NETWORKS[name].build(None), NETWORKS[name].build("prox_cg3")
+    assert not any(isinstance(module, ProxPropLayer) for module in plain.modules())
+    others = {n for n, m in proximal.named_modules() if isinstance(m, nn.Linear) and not isinstance(m, ProxPropLayer)}
+    assert NETWORKS[name].output in others
+    assert any(isinstance(module, ProxPropLayer) for module in proximal.modules())
+
+
+def test_calls_are_those_of_layers_that_multiply():
+    """The GPT has all kinds: embeddings, layers that are called on sequences, attention without weights."""
+    torch.manual_seed(0)
+    network = NETWORKS["gpt"].build("prox_exact")
+    found = calls(network, *NETWORKS["gpt"].batch())
+    assert [call.name for call in found] == [f"blocks.{i}.{n}" for i in (0, 1) for n in ("qkv", "proj", "fc1", "fc2")]
+    assert {(call.shape.m, call.shape.d, call.shape.o) for call in found} == {
+        (2048, 513, 1536), (2048, 513, 512), (2048, 513, 2048), (2048, 2049, 512)
+    }  # fmt: skip
+    assert 1 < floor(found, "prox_cg1") < floor(found, "prox_exact") < 2
+
+
+def test_a_row_of_each_table(monkeypatch):
+    def small():
+        return nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.ReLU(), nn.Linear(4, 10))
+
+    monkeypatch.setitem(NETWORKS, "mlp", Network(small, NETWORKS["mlp"].batch, "3"))
+    row = measure("mlp", "gradient", CPU, "none", seconds=0.01)
+    assert row["low"] <= row["ratio"] <= row["high"]
+    assert row["floor"] == 1
+    step = Step("mlp", "prox_cg3", CPU)
+    (call,) = calls(step.network, step.inputs, step.labels)
+    assert measure_layer(call, "prox_exact", CPU)["form"] == "Dual"
