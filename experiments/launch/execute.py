@@ -24,7 +24,7 @@ from experiments.folder.read import read_config, refuse_finished
 from experiments.folder.write import CONFIG, RunWriter
 from experiments.launch.progress import Progress
 from experiments.training.compilation import compile_errors
-from experiments.training.device import determinism, memory_errors, seeded
+from experiments.training.device import determinism, keep_freed_memory, memory_errors, seeded
 from experiments.training.diagnostics import LayerRecord
 from experiments.training.networks import build
 from experiments.training.parallel import ALONE, Processes
@@ -56,6 +56,8 @@ def execute(
         CheckpointError: the checkpoint there is damaged, or of another config or other data.
         Interrupted: by SIGINT or SIGTERM, after the step they came in; the state is saved.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         stack.enter_context(memory_errors(device))
         stack.enter_context(compile_errors(config.compile))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 from collections.abc import Iterator
@@ -51,6 +53,19 @@ def device_name(device: torch.device) -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep large blocks that are freed, for the next step's.
+
+    Otherwise every large tensor on a CPU is fresh memory, which the system has to clear page by page: of a step of the
+    ConvNet that is a fifth. For the GNU C library; elsewhere nothing is changed.
+    """
+    largest = 2**31 - 1
+    with contextlib.suppress(OSError, AttributeError):
+        set_option = ctypes.CDLL("libc.so.6").mallopt
+        set_option(-3, largest)  # M_MMAP_THRESHOLD: the size from which on a block is the system's
+        set_option(-1, largest)  # M_TRIM_THRESHOLD: how much free memory to keep
 
 
 def synchronize(device: torch.device) -> None:
