@@ -115,32 +115,59 @@ class ConjugateGradient(Solve):
         return conjugate_gradients(system, self.iterations, CGRules())
 
 
+DEVIATIONS = ("conjugacy", "damping", "stop", "step_length", "cancellation")
+"""What the authors' published solver does otherwise than a textbook's conjugate gradients (see docs/algorithm.md)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PublishedConjugateGradient(Solve):
-    """The solver of the authors' published code, whose figures the paper shows (see docs/algorithm.md).
+    """The solver of the authors' published code, whose figures the paper shows, or one with some of its deviations.
 
-    It solves for the new parameters: in float32, D is the difference of two nearly equal tensors.
+    With "cancellation" it solves for the new parameters: in float32, D is the difference of two nearly equal tensors.
+    Without any it is the textbook's recurrence, whose residuals lose their orthogonality to rounding.
     """
 
     iterations: int
+    deviations: tuple[str, ...] = DEVIATIONS
     needs_matrix = False
-    needs_parameters = True
+
+    @property
+    def needs_parameters(self) -> bool:
+        return "cancellation" in self.deviations
 
     def __str__(self) -> str:
-        return f"published_cg{self.iterations}"
+        name, missing = f"published_cg{self.iterations}", [d for d in DEVIATIONS if d not in self.deviations]
+        if len(missing) < 2:
+            return "-without-".join([name, *missing])
+        return f"{name}-only-{self.deviations[0] if self.deviations else 'recurrence'}"
 
     def system(self, design: Design, gradient: Tensor, tau: float, parameters: Parameters) -> System:
-        return iterative_system(design, gradient, 1 / tau, self.iterations, start=parameters)
+        start = parameters if self.needs_parameters else None
+        return iterative_system(design, gradient, 1 / tau, self.iterations, start=start)
 
     def solve(self, system: System) -> Parameters:
         rules = CGRules(
             orthogonal=False,
-            conjugate=False,
-            damping=1e-6,
-            stop_below=1e-2,
-            one_step_length=isinstance(system.design, ConvDesign),
+            conjugate="conjugacy" not in self.deviations,
+            damping=1e-6 if "damping" in self.deviations else 0.0,
+            stop_below=1e-2 if "stop" in self.deviations else 0.0,
+            one_step_length="step_length" in self.deviations and isinstance(system.design, ConvDesign),
         )
         return conjugate_gradients(system, self.iterations, rules)
+
+
+def _parse_deviations(text: str) -> tuple[str, ...]:
+    """Those of a part of the published solver, as ``'published_cgN-without-stop'`` and ``'-only-stop'`` name one."""
+    kind, _, name = text.partition("-")
+    if kind == "without" and name in DEVIATIONS:
+        return tuple(d for d in DEVIATIONS if d != name)
+    if kind == "only" and name in (*DEVIATIONS, "recurrence"):
+        return tuple(d for d in DEVIATIONS if d == name)
+    names = ", ".join(DEVIATIONS)
+    raise ValueError(
+        f"optimization_mode of a part of the published solver ends in -without-NAME or -only-NAME, with NAME of {names}"
+        f" (or -only-recurrence, for none of them), got {text!r}"
+    )
 
 
 def parse_mode(text: str) -> Mode:
@@ -153,9 +180,11 @@ def parse_mode(text: str) -> Mode:
         return Gradient()
     if text == "prox_exact":
         return Exact()
-    if isinstance(text, str) and (match := re.fullmatch(r"(prox|published)_cg([1-9][0-9]*)", text)):
-        kind = ConjugateGradient if match[1] == "prox" else PublishedConjugateGradient
-        return kind(int(match[2]))
+    if isinstance(text, str) and (match := re.fullmatch(r"prox_cg([1-9][0-9]*)", text)):
+        return ConjugateGradient(int(match[1]))
+    if isinstance(text, str) and (match := re.fullmatch(r"published_cg([1-9][0-9]*)(-.*)?", text)):
+        deviations = DEVIATIONS if match[2] is None else _parse_deviations(match[2][1:])
+        return PublishedConjugateGradient(int(match[1]), deviations)
     raise ValueError(f"optimization_mode must be {ALLOWED}, got {text!r}")
 
 
@@ -176,9 +205,10 @@ def check_together(mode: Mode, reduction: str, deferred: bool) -> None:
     Raises:
         ValueError: for the published solver with another Gram matrix than the paper's, or with a deferred step.
     """
-    if mode.needs_parameters and reduction == "mean":
+    published = isinstance(mode, PublishedConjugateGradient)
+    if published and reduction == "mean":
         raise ValueError(f"optimization_mode '{mode}', the solver of the paper's code, has no gram_reduction 'mean'")
-    if mode.needs_parameters and deferred:
+    if published and deferred:
         raise ValueError(f"optimization_mode '{mode}', the solver of the paper's code, has no deferred step")
 
 

@@ -16,7 +16,7 @@ from experiments.config import Config, lengthens, load_resolved
 from experiments.config.wording import one_line, short
 from experiments.folder.checkpoint import CHECKPOINT
 from experiments.folder.lock import holder
-from experiments.folder.write import COLUMNS, CONFIG, DIAGNOSTICS, LAYER_COLUMNS, METRICS, SUMMARY
+from experiments.folder.write import COLUMNS, CONFIG, DIAGNOSTICS, FIRST_LAYER_COLUMNS, LAYER_COLUMNS, METRICS, SUMMARY
 
 _ENCODING = "utf-8-sig"  # with the mark that some editors put in front, or without
 
@@ -209,7 +209,8 @@ def read_diagnostics(folder: Path) -> pd.DataFrame:
     path = Path(folder) / DIAGNOSTICS
     try:
         rows = pd.read_csv(path, dtype={"layer": str}, encoding="utf-8-sig")
-        if list(rows.columns) == LAYER_COLUMNS:
+        if list(rows.columns) in (LAYER_COLUMNS, FIRST_LAYER_COLUMNS):
+            rows = rows.reindex(columns=LAYER_COLUMNS)
             whole = {"epoch": int, "steps": int, "not_descent": int, "failed": int}
             if rows.empty:
                 raise RecordError(f"{path}: has no rows")

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, fields
+from dataclasses import MISSING, astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from experiments.training.train import EpochRecord
 CONFIG, METRICS, DIAGNOSTICS, SUMMARY = "config.yaml", "metrics.csv", "diagnostics.csv", "summary.json"
 COLUMNS = [field.name for field in fields(EpochRecord)]
 LAYER_COLUMNS = [field.name for field in fields(LayerRecord)]
+FIRST_LAYER_COLUMNS = [field.name for field in fields(LayerRecord) if field.default is MISSING]  # of older files
 
 
 class RunWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from proxprop.layers import ProxPropLayer
+from proxprop.modes import ConjugateGradient, PublishedConjugateGradient
 from proxprop.observe import Direction, observing
 
 
@@ -29,6 +31,9 @@ class LayerRecord:
         mean_step_ratio: the mean of ‖D‖ / (τ‖AᵀG‖): 1 for an explicit step, small where τ is large beside AᵀA.
         mean_weight_ratio: the mean of ‖D‖ / ‖θ‖.
         failed: steps whose factorisation failed (`prox_exact`), so that a short explicit step was taken.
+        stated_cosine: of `published_cgN` and its parts, the mean cosine of D to the direction of `prox_cgN`, of the
+            same system; NaN in other modes.
+        stated_ratio: the mean of their norms' ratio.
     """
 
     epoch: int
@@ -40,6 +45,8 @@ class LayerRecord:
     mean_step_ratio: float
     mean_weight_ratio: float
     failed: int
+    stated_cosine: float = math.nan
+    stated_ratio: float = math.nan
 
 
 class Observer:
@@ -52,8 +59,9 @@ class Observer:
 
     def reset(self) -> None:
         names = [name for name, module in self._model.named_modules() if isinstance(module, ProxPropLayer)]
-        # steps, least cosine, sum of cosines, not descent, sums of both ratios, failed
-        start = torch.tensor([0, torch.inf, 0, 0, 0, 0, 0], dtype=torch.float64)
+        # steps, least cosine, sum of cosines, not descent, sums of both ratios, failed, sums of cosines and ratios to
+        # what is stated
+        start = torch.tensor([0, torch.inf, 0, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
         self._sums = {name: start.to(self._device) for name in names}
 
     def watching(self) -> AbstractContextManager[None]:
@@ -64,16 +72,19 @@ class Observer:
         """What was seen since the last reset, a record for each layer that a gradient came to."""
         records = []
         for name, sums in self._sums.items():
-            steps, least, cosines, not_descent, step_ratios, weight_ratios, failed = sums.tolist()
+            steps, least, cosines, not_descent, step_ratios, weight_ratios, failed, *stated = sums.tolist()
             if steps:
                 means = (cosines / steps, int(not_descent), step_ratios / steps, weight_ratios / steps)
-                records.append(LayerRecord(epoch, name, int(steps), least, *means, int(failed)))
+                beside = [total / steps for total in stated]
+                records.append(LayerRecord(epoch, name, int(steps), least, *means, int(failed), *beside))
         return records
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._sums)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if any(sums.shape != self._sums[name].shape for name, sums in state.items()):
+            raise ValueError("other numbers are recorded of layers")
         self._sums = {name: sums.to(self._device) for name, sums in state.items()}
 
     def _see(self, direction: Direction) -> None:
@@ -91,7 +102,18 @@ class Observer:
         counts = [torch.ones_like(norm), cosine <= 0, norm.new_zeros(()) if failed is None else failed.any()]
         one, not_descent, failures = (count.to(norm) for count in counts)
         ratios = (norm / gradient_norm / direction.tau, norm / weight_norm)
+        beside = _beside_stated(direction, d, norm)
         sums = self._sums[direction.name]
-        added = sums + torch.stack([one, torch.zeros_like(norm), cosine, not_descent, *ratios, failures])
+        added = sums + torch.stack([one, torch.zeros_like(norm), cosine, not_descent, *ratios, failures, *beside])
         added[1] = torch.minimum(sums[1], cosine)
         self._sums[direction.name] = torch.where(gradient_norm == 0, sums, added)
+
+
+def _beside_stated(direction: Direction, d: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and ratio of norms of a published solver's D to the direction that is stated; NaN in other modes."""
+    if not isinstance(direction.mode, PublishedConjugateGradient):
+        return norm.new_full((), torch.nan), norm.new_full((), torch.nan)
+    design, stated = direction.design, ConjugateGradient(direction.mode.iterations)
+    other = design.stack(stated.direction(design, direction.gradient, direction.tau, ())).double()
+    length = torch.linalg.vector_norm(other)
+    return (d * other).sum() / (norm * length), norm / length

@@ -55,9 +55,11 @@ def output_of_column(layer, a, shape):
 def conjugate_gradients(layer, inputs, gradient, tau, iterations, published=False, one_step_length=False):
     """Conjugate gradients on the dense system, column by column, in plain loops.
 
-    ``published`` follows the rules of the authors' published code: damped denominators, an unconjugated second
-    direction, an early stop. ``one_step_length`` treats all parameters as one column.
+    ``published`` follows the rules of the authors' published code, all or those named: damped denominators
+    ("damping"), an unconjugated second direction ("conjugacy"), an early stop ("stop"). ``one_step_length`` treats all
+    parameters as one column.
     """
+    rules = ("damping", "conjugacy", "stop") if published is True else published or ()
     a, shapes = design_matrix(layer, inputs)
     system = a.T @ a + torch.eye(a.shape[1], dtype=a.dtype) / tau
     rhs = a.T @ gradient.double().flatten()
@@ -66,7 +68,7 @@ def conjugate_gradients(layer, inputs, gradient, tau, iterations, published=Fals
     else:
         owner = output_of_column(layer, a, gradient.shape)
         columns = [torch.nonzero(owner == index).flatten() for index in range(int(owner.max()) + 1)]
-    epsilon = 1e-6 if published else 0.0
+    epsilon = 1e-6 if "damping" in rules else 0.0
 
     x = {i: torch.zeros(len(c), dtype=a.dtype) for i, c in enumerate(columns)}
     r = {i: rhs[c].clone() for i, c in enumerate(columns)}
@@ -84,11 +86,11 @@ def conjugate_gradients(layer, inputs, gradient, tau, iterations, published=Fals
             x[i] = x[i] + alpha * p[i]
             r[i] = r[i] - alpha * product
             new[i] = float(r[i] @ r[i])
-        if published and step < iterations - 1 and max(new.values()) < 1e-2**2 * start:
+        if "stop" in rules and step < iterations - 1 and max(new.values()) < 1e-2**2 * start:
             break
         for i in x:
             if old[i] > 0.0:
-                previous = r[i] if published and step == 0 else p[i]
+                previous = r[i] if "conjugacy" in rules and step == 0 else p[i]
                 p[i] = r[i] + new[i] / (old[i] + epsilon) * previous
     result = torch.zeros_like(rhs)
     for i, c in enumerate(columns):

@@ -22,6 +22,7 @@ from proxprop import (
     proxprop_module_generator,
 )
 from proxprop.cost import COSTS
+from proxprop.modes import parse_mode
 
 ProxPropConv1D = proxprop_module_generator(Conv1D)
 
@@ -257,6 +258,55 @@ def test_columns_of_any_size_get_their_direction(scale):
     reference = expected(layer, [x], gradient, "prox_cg3", 0.7)
     row = {"weight": actual["weight"][1]}, {"weight": reference["weight"][1]}
     assert oracle.relative_error(*row) < 1e-4
+
+
+PARTS = ["conjugacy", "damping", "stop", "step_length", "cancellation"]
+
+
+@pytest.mark.parametrize("part", ["only-recurrence", *(f"{k}-{name}" for k in ("only", "without") for name in PARTS)])
+@pytest.mark.parametrize("name", ["wide", "conv2d"])
+def test_parts_of_the_published_solver(name, part):
+    """In float64 cancellation has no effect but for rounding; for fully connected layers nor has the step length."""
+    kind, _, chosen = part.partition("-")
+    rules = [rule for rule in PARTS if (rule == chosen) == (kind == "only")]
+    for scale in (1e-3, 1.0):  # damping matters for small gradients, stopping for any after so many steps
+        layer, x, gradient = prepared(*LAYERS[name], f"published_cg5-{part}", tau=0.05)
+        assert layer.optimization_mode == f"published_cg5-{part}"
+        gradient *= scale
+        stacked = "step_length" in rules and name == "conv2d"
+        reference = oracle.conjugate_gradients(layer, [x], gradient, 0.05, 5, rules, stacked)
+        assert oracle.relative_error(directions(layer, [x], gradient), reference) < 1e-6
+
+
+@pytest.mark.parametrize(("rule", "steps"), [("conjugacy", 5), ("damping", 5), ("stop", 12), ("step_length", 5)])
+def test_each_part_of_the_published_solver_matters(rule, steps):
+    layer, x, gradient = prepared(*LAYERS["conv2d"], f"published_cg{steps}-only-{rule}", tau=0.05)
+    gradient *= 1e-3
+    with_it = {key: d.clone() for key, d in directions(layer, [x], gradient).items()}
+    layer.zero_grad()
+    layer.optimization_mode = f"published_cg{steps}-only-recurrence"
+    assert oracle.relative_error(with_it, directions(layer, [x], gradient)) > 1e-4
+
+
+def test_in_float32_solving_for_the_new_parameters_cancels_digits():
+    layer, x, gradient = prepared(*LAYERS["wide"], "published_cg3-only-cancellation", tau=0.05)
+    layer, x, gradient = layer.float(), x.float(), gradient.float() * 1e-5
+    reference = oracle.conjugate_gradients(layer, [x.double()], gradient, 0.05, 3)
+    assert oracle.relative_error(directions(layer, [x], gradient), reference) > 1e-4
+    layer.zero_grad()
+    layer.optimization_mode = "published_cg3-only-recurrence"
+    assert oracle.relative_error(directions(layer, [x], gradient), reference) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["published_cg3-without-all", "published_cg3-only-", "published_cg3-with-stop"])
+def test_an_unknown_part_of_the_published_solver_is_told(mode):
+    with pytest.raises(ValueError, match=r"^optimization_mode of a part .* of conjugacy, .* \(or .*\), got"):
+        ProxPropLinear(2, 2, optimization_mode=mode)
+
+
+def test_the_whole_published_solver_without_one_part_is_named_so():
+    for part in ("", "-without-stop", "-only-stop", "-only-recurrence"):
+        assert str(parse_mode(f"published_cg3{part}")) == f"published_cg3{part}"
 
 
 def test_the_published_early_stop_looks_at_all_outputs(monkeypatch):

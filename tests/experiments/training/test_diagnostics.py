@@ -107,6 +107,27 @@ def test_numbers_are_those_of_the_steps(write_config, name):
         assert row["mean_weight_ratio"] == pytest.approx(sum(weights) / 3, rel=1e-5)
 
 
+def test_a_published_solvers_directions_are_set_beside_the_stated_ones(write_config):
+    published = {"optimization_mode": "published_cg2", "tau_prox": 0.1}
+    path = str(write_config(epochs=1, model=CONVNET, proxprop=published))
+    assert main([path, "diagnostics_every=1"]) == 0
+    recorded = read_diagnostics(TINY)
+    assert recorded["stated_cosine"].between(-1, 0.999).all()
+    assert recorded["stated_ratio"].between(1e-3, 0.99).all()
+    same = ["proxprop.optimization_mode=published_cg2-only-recurrence", "--output", str(BARE)]
+    assert main([path, "diagnostics_every=1", *same]) == 0  # after two iterations, nothing is lost by rounding
+    assert read_diagnostics(BARE)["stated_cosine"].to_numpy() == pytest.approx(1, abs=1e-5)
+    assert read_diagnostics(BARE)["stated_ratio"].to_numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_older_files_without_what_is_stated_are_read(write_config):
+    path = write_config(epochs=1, **SETTINGS["mlp cg"])
+    assert main([str(path), "diagnostics_every=1"]) == 0
+    (TINY / "diagnostics.csv").write_text("\n".join(line.rsplit(",", 2)[0] for line in rows(TINY)) + "\n")
+    assert read_diagnostics(TINY)["stated_ratio"].isna().all()
+    assert read_diagnostics(TINY)["min_cosine"].notna().all()
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_number_of_the_run_changes(write_config, name):
     path = str(write_config(epochs=3, **SETTINGS[name]))
