@@ -24,7 +24,6 @@ from torch import Tensor
 
 from proxprop.cost import cost_model
 from proxprop.design import CollectedDesign, Design, GramDesign, MatrixDesign, Parameters, accumulation_dtype
-from proxprop.design.base import symmetric_product
 
 ALL = slice(None)
 """Of each group, all outputs."""
@@ -67,8 +66,8 @@ PROBES = 4
 LARGE = 1e8
 """From how many multiply-adds on float64 products for a right-hand side are worth avoiding."""
 
-BLOCK = 512
-"""From twice which size on a factorisation in blocks is faster than LAPACK's own, on a CPU."""
+BLOCK = 256
+"""Of a factorisation, which from four of them on is faster in blocks than LAPACK's own, on a CPU."""
 
 
 def large(design: Design) -> bool:
@@ -78,7 +77,10 @@ def large(design: Design) -> bool:
 
 
 def factorised(matrix: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The lower Cholesky factor of ``matrix + βI``, ``[g, n, n]``, and what is not 0 where there is none, ``[g]``."""
+    """The lower Cholesky factor of ``matrix + βI``, ``[g, n, n]``, and what is not 0 where there is none, ``[g]``.
+
+    What is above the diagonal means nothing.
+    """
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     kept = diagonal.clone()
     diagonal.add_(beta)  # a sum would be one more matrix to hold
@@ -88,18 +90,25 @@ def factorised(matrix: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 
 
 def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """``torch.linalg.cholesky_ex`` of ``[g, n, n]``, of which the lower triangle is read, with large products."""
-    half = matrix.shape[-1] // 2
-    if half < BLOCK or matrix.device.type != "cpu":
+    """``torch.linalg.cholesky_ex`` of ``[g, n, n]`` with large products: on a CPU, column by column of blocks.
+
+    The lower triangle alone is read, of the result as of ``matrix``.
+    """
+    n = matrix.shape[-1]
+    if n < 4 * BLOCK or matrix.device.type != "cpu":
         factor, info = torch.linalg.cholesky_ex(matrix)
         return factor, info
-    factor = torch.zeros_like(matrix)
-    first, failed = cholesky(matrix[:, :half, :half])
-    below = torch.linalg.solve_triangular(first.mT, matrix[:, half:, :half], upper=True, left=False)
-    factor[:, :half, :half], factor[:, half:, :half] = first, below
-    last, failed_later = cholesky(matrix[:, half:, half:] - torch.stack([symmetric_product(rows) for rows in below]))
-    factor[:, half:, half:] = last
-    return factor, failed | failed_later
+    factor = matrix.clone()
+    failed = torch.zeros(factor.shape[0], dtype=torch.int32)
+    for begin in range(0, n, BLOCK):
+        end = begin + BLOCK
+        for one in factor:
+            one[begin:, begin:end].addmm_(one[begin:, :begin], one[begin:end, :begin].T, alpha=-1)
+        corner, info = torch.linalg.cholesky_ex(factor[:, begin:end, begin:end])
+        factor[:, begin:end, begin:end], failed = corner, failed | info
+        below = factor[:, end:, begin:end]
+        below.copy_(torch.linalg.solve_triangular(corner.mT, below, upper=True, left=False))
+    return factor, failed
 
 
 def solved(factor: Tensor, right: Tensor) -> Tensor:
