@@ -307,13 +307,15 @@ class ParameterSystem(System):
         """AᵀG."""
         if self._start is None:
             return self.design.right_hand_side(gradient, precise)
-        output, shift = self.design.apply(self.design.unstack(self._start)), self.beta * self._start
-        return (self._adjoint(output) + shift) - (self._adjoint(output - self.design.as_applied(gradient)) + shift)
+        output = self.design.apply(self.design.unstack(self._start))
+        right = self._adjoint(output).add_(self._start, alpha=self.beta)
+        output = output - self.design.as_applied(gradient)
+        return right.sub_(self._adjoint(output).add_(self._start, alpha=self.beta))
 
     def _adjoint(self, output: Tensor, precise: bool = True) -> Tensor:
         if self._start is None:
             return self.design.right_hand_side(output, precise)
-        return self.design.stack(self.design.adjoint(output))
+        return self.design.stacked_adjoint(output)
 
     def _shifted(self, value: Tensor) -> Tensor:
         """``value`` as what it changes of θ."""
@@ -443,11 +445,12 @@ class Bordered(ParameterSystem, GramSystem):
         rights, images, scales, squares = [], [], [], []
         for outputs, part in self._parts():
             right = part._right_hand_side(self._of(gradient, outputs, part.design))
-            scale = right.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(right.dtype).tiny)  # [g, o, 1]
+            scale = torch.linalg.vector_norm(right, torch.inf, -1, keepdim=True)  # [g, o, 1]
+            scale = scale.clamp(min=torch.finfo(right.dtype).tiny)
             rights.append(right / scale)
             images.append(part.design.to_rows(part.design.apply(part.design.unstack(rights[-1]))))
             scales.append(scale)
-            squares.append(dot(rights[-1], rights[-1]))
+            squares.append(torch.linalg.vector_norm(rights[-1], dim=-1, keepdim=True).square())
         self._rights = rights  # R over its scale, [g, o, d], of the outputs of each part
         self._image = torch.cat(images, 1)  # A R, [g, o, m]
         self._squared = torch.cat(squares, 1)  # [g, o, 1]

@@ -112,12 +112,16 @@ class Design(abc.ABC):
         """``output`` of the layer, shaped as ``apply`` shapes its own."""
         return output
 
+    def stacked_adjoint(self, output: Tensor) -> Tensor:
+        """``adjoint``, stacked."""
+        return self.stack(self.adjoint(output))
+
     def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
         """Aᵀ z, stacked, as accurate as a solve needs it: a solve amplifies its error by the condition of A.
 
         ``precise`` False says that the condition is moderate.
         """
-        return self.stack(self.adjoint(output))
+        return self.stacked_adjoint(output)
 
     @abc.abstractmethod
     def squared_norms(self, output: Tensor) -> Tensor:
@@ -311,11 +315,19 @@ class MatrixDesign(GramDesign):
     def adjoint(self, output: Tensor) -> Parameters:
         return self._products(self.input, self._batched(output))
 
+    def stacked_adjoint(self, output: Tensor) -> Tensor:
+        return self._stacked_products(self.input, self._batched(output))
+
+    def _stacked_products(self, input: Tensor, output: Tensor) -> Tensor:
+        """``_products``, stacked."""
+        return self.stack(self._products(input, output))
+
     def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
-        """A total in the accumulation precision, of products that sum a few thousand rows in the input's own."""
+        """A sum of products of a few thousand rows each: those are in the input's precision, more are summed up in the
+        accumulation precision."""
         elements = max(1, ROWS_IN_WORKING_PRECISION * self.input.shape[0] // self.rows)
-        total = torch.zeros((), dtype=accumulation_dtype(output), device=self.device)
         inputs, outputs = (torch.split(tensor, elements) for tensor in (self.input, self._batched(output)))
-        for input, part in zip(inputs, outputs, strict=True):
-            total = total + self.stack(self._products(input, part))
+        total = self._stacked_products(inputs[0], outputs[0])
+        for input, part in zip(inputs[1:], outputs[1:], strict=True):
+            total = total.to(accumulation_dtype(output)) + self._stacked_products(input, part)
         return total

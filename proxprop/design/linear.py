@@ -68,12 +68,20 @@ class LinearDesign(MatrixDesign):
         bias = output.sum(0) if self.train_bias else None
         return weight, bias
 
+    def _stacked_products(self, input: Tensor, output: Tensor) -> Tensor:
+        stacked = output.new_empty(1, self.outputs, self.columns)  # without a copy of what is multiplied
+        if self.train_weight:
+            torch.mm(output.T, input, out=stacked[0, :, : self.weight_columns])
+        if self.train_bias:
+            torch.sum(output, 0, out=stacked[0, :, -1])
+        return stacked
+
     def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
         if not precise:
             return super().right_hand_side(output)
         # Products in float64, too: what rounding puts outside the range of Aᵀ, a large τ amplifies.
         dtype = accumulation_dtype(output)
-        return self.stack(self._products(self.input.to(dtype), self._batched(output).to(dtype)))
+        return self._stacked_products(self.input.to(dtype), self._batched(output).to(dtype))
 
     def squared_norms(self, output: Tensor) -> Tensor:
         return output.square().sum(0).reshape(1, self.outputs, 1)
