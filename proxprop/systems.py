@@ -66,7 +66,7 @@ PROBES = 4
 LARGE = 1e8
 """From how many multiply-adds on float64 products for a right-hand side are worth avoiding."""
 
-BLOCK = 256
+BLOCK = 192
 """Of a factorisation, which from four of them on is faster in blocks than LAPACK's own, on a CPU."""
 
 

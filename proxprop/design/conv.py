@@ -275,7 +275,7 @@ class ConvDesign(MatrixDesign):
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
         if not torch.compiler.is_compiling() and self._pixel_kernel_cost < self._patch_kernel_cost:
-            return self._kernel_by_pixels(dtype) + int(self.train_bias)
+            return self._kernel_by_pixels(dtype).add_(int(self.train_bias))
         return self._squared(self._patches(self._padded(), images_last=True).to(dtype))
 
     def _squared(self, matrix: Tensor) -> Tensor:

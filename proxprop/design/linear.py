@@ -131,7 +131,7 @@ class LinearDesign(MatrixDesign):
         products = (
             symmetric_product(self.input.to(dtype)) if self.train_weight else self.input.new_zeros(shape, dtype=dtype)
         )
-        return (products + int(self.train_bias))[None]
+        return (products.add_(1) if self.train_bias else products)[None]
 
     def to_rows(self, output: Tensor) -> Tensor:
         return self._batched(output).T[None]
