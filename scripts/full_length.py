@@ -86,6 +86,7 @@ UNITS = (
         ("epochs=10", "data.train_samples=10000"),
         folder="cpu-10-epochs",
     ),
+    Unit("The published solver taken apart", ["sweeps/ablation_convnet", "sweeps/ablation_mlp"], folder="cpu-5-epochs"),
     Unit("Figure 3, seeds 0 to 2", [*FIGURE_3, *FIGURE_3_TEXT], seeds=3),
     Unit(
         "Figure 3, BackProp, seeds 0 to 2",

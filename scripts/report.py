@@ -8,6 +8,7 @@ In the template {{FOLDER NUMBER}} stands for a number of the run in results/FOLD
     {{cpu-50-epochs/paper/mlp_sgd_cg3 val_accuracy}}   likewise; best_val_accuracy and best_val_accuracy@5: until then
     {{cpu-50-epochs/paper/mlp_sgd_cg3 test_accuracy}}  after the last epoch
     {{table1}}, {{tau_prox}}                           the paper's Table 1 beside the measured one; the sweep over τ_θ
+    {{ablation mlp}}, {{ablation convnet}}             what each deviation of the published solver does
     {{left}}                                           what is left of scripts/full_length.py
 
 A run that is not there, or not over, is a dash.
@@ -29,7 +30,7 @@ from experiments.command.errors import RecordError
 from experiments.folder.read import RecordedRun, find_runs, read_run
 from scripts.full_length import UNITS
 from scripts.full_length import table as left_table
-from scripts.plots import sweep_table, table1
+from scripts.plots import ablation, sweep_table, table1
 from scripts.plots.output import write
 from scripts.plots.runs import Replicates, load_runs
 from scripts.plots.sweep import Question, answer
@@ -38,6 +39,7 @@ from scripts.plots.table import cell
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE, REPORT = ROOT / "docs" / "reproduction.in.md", ROOT / "docs" / "reproduction.md"
 TABLE_1, TAU_PROX = "cpu-50-epochs/table1", "cpu-10-epochs/tau_prox"
+ABLATION = "cpu-5-epochs/ablation"
 MISSING = "–"
 
 Groups = Callable[[Path], dict[str, Replicates]]
@@ -62,6 +64,9 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
         case ["tau_prox"]:
             question = Question("proxprop.tau_prox", "proxprop.optimization_mode", "train_loss")
             return sweep_table.to_markdown(answer(question, _runs_over(results / TAU_PROX))).rstrip()
+        case ["ablation", network]:
+            over = _runs_over(results / f"{ABLATION}_{network}")
+            return ablation.to_markdown(ablation.read_parts(over)[network]).rstrip() if over else MISSING
         case ["left"]:
             return left_table({unit.title: unit.runs([], results) for unit in UNITS})
         case [folder, number]:
