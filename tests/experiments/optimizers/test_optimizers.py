@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import sys
 
 import pytest
 import torch
@@ -38,6 +39,14 @@ PAIRS = [
     *(("mlp", name) for name in ("sgd", "adam", "adamw", "muon", "isaac")),
     *(("convnet", name) for name in OPTIMIZERS if name != "isaac"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def without_stand_ins(monkeypatch):
+    """pytorch-optimizer looks for transformers, for which tests of the library may have put a stand-in."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "transformers" and module.__spec__ is None:
+            monkeypatch.delitem(sys.modules, name)
 
 
 def config_of(write_config, name, model="mlp", **sections):
