@@ -478,11 +478,6 @@ class Bordered(ParameterSystem, GramSystem):
         torch.addcmul(dot(c, image), s, self._squared[:, outputs], out=dual[..., -1:])
         return Vector(value, dual)
 
-    def image(self, p: Vector) -> Tensor:
-        image = p.value * self.beta
-        image[..., :-1] += p.dual[..., :-1]
-        return image
-
     def gram_times(self, p: Vector) -> Tensor:
         return torch.nn.functional.pad(p.dual[..., :-1], (0, 1))
 

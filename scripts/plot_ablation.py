@@ -19,7 +19,7 @@ from experiments.command.cli import Parser, run_command, user_path
 from experiments.folder.read import find_runs, read_run
 from scripts.plots import style
 from scripts.plots.ablation import draw_ablation, read_parts
-from scripts.plots.output import FORMATS, check_format, figure_bytes, write
+from scripts.plots.output import add_output, check_format, figure_bytes, write
 
 
 def plot(options: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def plot(options: argparse.Namespace) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="plot_ablation.py", description=__doc__.splitlines()[0])
     parser.add_argument("runs", metavar="RUNS_DIR", type=user_path, nargs="+", help="a folder with the runs in it")
-    parser.add_argument("--output", metavar="FILE", type=user_path, required=True, help=f"ends in {', '.join(FORMATS)}")
+    add_output(parser)
     return parser
 
 

@@ -20,7 +20,7 @@ from experiments.folder.read import find_runs, read_diagnostics, read_run
 from experiments.folder.write import DIAGNOSTICS
 from scripts.plots import style
 from scripts.plots.diagnostics import Observed, draw_diagnostics
-from scripts.plots.output import FORMATS, check_format, figure_bytes, write
+from scripts.plots.output import add_output, check_format, figure_bytes, write
 from scripts.plots.sweep import sort_key
 
 
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "runs", metavar="RUN_DIR", type=user_path, nargs="+", help="a run's folder, or one with runs below"
     )
-    parser.add_argument("--output", metavar="FILE", type=user_path, required=True, help=f"ends in {', '.join(FORMATS)}")
+    add_output(parser)
     return parser
 
 

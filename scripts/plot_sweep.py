@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.folder.read import find_runs, read_run
 from scripts.plots import style
-from scripts.plots.output import FORMATS, check_format, figure_bytes, write
+from scripts.plots.output import add_output, check_format, figure_bytes, write
 from scripts.plots.sweep import NUMBERS, Question, answer
 from scripts.plots.sweep_draw import draw_sweep
 from scripts.plots.sweep_table import to_csv, to_markdown
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--x", metavar="KEY", required=True, help="a key of the config, e.g. proxprop.tau_prox")
     parser.add_argument("--hue", metavar="KEY", help="a key with one curve for each of its values")
     parser.add_argument("--y", metavar="NUMBER", default="train_loss", help=f"of: {', '.join(NUMBERS)}")
-    parser.add_argument("--output", metavar="FILE", type=user_path, required=True, help=f"ends in {', '.join(FORMATS)}")
+    add_output(parser)
     parser.add_argument(
         "--where", metavar="KEY=VALUE", action="append", default=[], help="of the runs, take these alone"
     )

@@ -4,6 +4,7 @@ from experiments.config.loading import dump_config, load_config, load_resolved, 
 from experiments.config.schema import (
     DEVICE,
     EXECUTION_KEYS,
+    WITHOUT_PROXPROP,
     Compile,
     Config,
     ConvNetConfig,
@@ -19,6 +20,7 @@ from experiments.config.schema import (
 __all__ = [
     "DEVICE",
     "EXECUTION_KEYS",
+    "WITHOUT_PROXPROP",
     "Compile",
     "Config",
     "ConvNetConfig",

@@ -30,7 +30,7 @@ EXECUTION_KEYS = (
 
 
 #: Optimizers that put plain layers, or layers of their own, in the place of ProxProp layers.
-_WITHOUT_PROXPROP = ("kfac", "isaac")
+WITHOUT_PROXPROP = ("kfac", "isaac")
 
 
 class _Section(BaseModel):
@@ -182,7 +182,7 @@ class Config(_Section):
     @classmethod
     def _plain_layers_take_gradients(cls, proxprop: ProxPropConfig, info: ValidationInfo) -> ProxPropConfig:
         name, mode = getattr(info.data.get("optimizer"), "name", None), proxprop.optimization_mode
-        if name in _WITHOUT_PROXPROP and mode != "gradient":
+        if name in WITHOUT_PROXPROP and mode != "gradient":
             raise ValueError(f"optimization_mode must be gradient with optimizer.name: {name}, which has directions of "
                              f"its own, got {mode}")  # fmt: skip
         return proxprop
@@ -200,7 +200,7 @@ class Config(_Section):
         if every is not None and (how := info.data.get("compile", "none")) != "none":
             raise ValueError(f"must be left out with compile: {how} (steps are observed uncompiled), got {every}")
         name = getattr(info.data.get("optimizer"), "name", None)
-        if every is not None and name in _WITHOUT_PROXPROP:
+        if every is not None and name in WITHOUT_PROXPROP:
             raise ValueError(f"must be left out with optimizer.name: {name} (it has no ProxProp layers), got {every}")
         return every
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from experiments.command.errors import ConfigError, DeviceError, ExperimentError, Interrupted, ToldElsewhere, reason
 from experiments.command.torchrun import Place, place
-from experiments.config import Config
+from experiments.config import WITHOUT_PROXPROP, Config
 from proxprop import defer
 from proxprop.layers import ProxPropLayer
 from proxprop.modes import check_together, parse_mode
@@ -177,7 +177,7 @@ def check_parallel(config: Config, together: Processes) -> None:
     except ValueError:
         raise ConfigError(f"proxprop.optimization_mode: {mode} has no deferred step, which {together.size} processes "
                           "need; allowed here: prox_exact, prox_cgN, gradient") from None  # fmt: skip
-    if config.optimizer.name in ("kfac", "isaac"):
+    if config.optimizer.name in WITHOUT_PROXPROP:
         raise ConfigError(f"optimizer.name: {config.optimizer.name} trains in one process, got {together.size}")
     if config.compile != "none":
         raise ConfigError(f"compile: must be none with {together.size} processes, got {config.compile}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure as Page
 
-from experiments.command.cli import UsageError
+from experiments.command.cli import UsageError, user_path
 from experiments.command.errors import RecordError
 from experiments.folder.atomic import write_atomically
 
@@ -23,6 +24,11 @@ def to_pdf(pages: Sequence[Page]) -> bytes:
         for page in pages:
             pdf.savefig(page)
     return buffer.getvalue()
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The option of where a figure goes; see `check_format`."""
+    parser.add_argument("--output", metavar="FILE", type=user_path, required=True, help=f"ends in {', '.join(FORMATS)}")
 
 
 def check_format(path: Path) -> None:
