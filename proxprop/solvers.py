@@ -48,7 +48,7 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
     Returns:
         D, shaped like the layer's parameters.
     """
-    solution = torch.empty_like(system.residual)
+    solution = torch.empty_like(system.residual, memory_format=torch.contiguous_format)
     parts: Iterable[slice] = [ALL]
     if system.separable and not rules.one_step_length:
         # Former residuals with their duals, and what an iteration has at hand.
@@ -70,7 +70,7 @@ class _Columns:
     """Some columns of a system on their way; their solution is written into ``solution``."""
 
     def __init__(self, system: System, solution: Tensor, outputs: slice, rules: CGRules) -> None:
-        residual = system.residual[:, outputs]
+        residual = system.residual[:, outputs].contiguous()  # a column after the other
         self._axes = (0, 1, 2) if rules.one_step_length else (2,)
         self._scale = residual.abs().amax(self._axes, keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny)
         self._damping = rules.damping / self._scale / self._scale  # in two steps: the square could underflow

@@ -98,16 +98,17 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if n < 4 * BLOCK or matrix.device.type != "cpu":
         factor, info = torch.linalg.cholesky_ex(matrix)
         return factor, info
-    factor = matrix.clone()
+    factor = torch.empty_like(matrix)
     failed = torch.zeros(factor.shape[0], dtype=torch.int32)
     for begin in range(0, n, BLOCK):
         end = begin + BLOCK
-        for one in factor:
-            one[begin:, begin:end].addmm_(one[begin:, :begin], one[begin:end, :begin].T, alpha=-1)
+        for one, given in zip(factor, matrix, strict=True):
+            left = one[begin:, :begin]
+            torch.addmm(given[begin:, begin:end], left, left[:BLOCK].T, alpha=-1, out=one[begin:, begin:end])
         corner, info = torch.linalg.cholesky_ex(factor[:, begin:end, begin:end])
         factor[:, begin:end, begin:end], failed = corner, failed | info
-        below = factor[:, end:, begin:end]
-        below.copy_(torch.linalg.solve_triangular(corner.mT, below, upper=True, left=False))
+        below = factor[:, end:, begin:end].mT  # as LAPACK has it in memory
+        below.copy_(torch.linalg.solve_triangular(corner, below, upper=False))
     return factor, failed
 
 
@@ -384,7 +385,7 @@ class Dual(DirectSystem):
     def __init__(self, design: GramDesign, gradient: Tensor, beta: float, *, single: bool = False) -> None:
         super().__init__(design, beta)
         self.gradient, self.single = gradient, single
-        self.residual = self._right(gradient, gradient.dtype, precise=False)  # [g, o, m], a column after the other
+        self.residual = self._right(gradient, gradient.dtype, precise=False)  # [g, o, m]
 
     def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
         if self.matrix is None:
@@ -401,7 +402,7 @@ class Dual(DirectSystem):
         return self.design.kernel(dtype)
 
     def _right(self, output: Tensor, dtype: torch.dtype, *, precise: bool) -> Tensor:
-        return self.design.to_rows(output).contiguous()
+        return self.design.to_rows(output)
 
     def _solution(self, factor: Tensor, right: Tensor) -> Tensor:
         if self.design.outputs < self.design.rows or factor.dtype == right.dtype:

@@ -52,17 +52,17 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def symmetric_product(matrix: Tensor, blocks: int = 5) -> Tensor:
+def symmetric_product(matrix: Tensor, blocks: int = 8) -> Tensor:
     """``matrix @ matrix.mT`` for ``[m, n]``, computing little more than half of it."""
     m = matrix.shape[0]
-    size = -(-m // blocks)
-    if size < 64:
+    size = max(64, -(-m // blocks))
+    if 2 * size > m:
         return matrix @ matrix.T
     product = matrix.new_empty(m, m)
     for start in range(0, m, size):
         end = start + size
-        product[start:, start:end] = matrix[start:] @ matrix[start:end].T
-        product[start:end, end:] = product[end:, start:end].T
+        torch.mm(matrix[start:end], matrix[:end].T, out=product[start:end, :end])
+        product[:start, start:end] = product[start:end, :start].T  # while it is in the cache
     return product
 
 

@@ -111,19 +111,22 @@ class LinearDesign(MatrixDesign):
         return self.train_weight, self.train_bias, None if self._mask is None else id(self._mask)
 
     def matrix(self) -> Tensor:
-        return self._with_ones(self.input)[None]
+        return self._with_ones(self.input, self.dtype)[None]
 
-    def _with_ones(self, input: Tensor) -> Tensor:
-        parts = [input] if self.train_weight else []
+    def _with_ones(self, input: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows of A for some of the input's, in precision ``dtype``."""
+        rows = input.new_empty(input.shape[0], self.columns, dtype=dtype)
+        if self.train_weight:
+            rows[:, : self.weight_columns] = input
         if self.train_bias:
-            parts.append(input.new_ones(input.shape[0], 1))
-        return torch.cat(parts, dim=-1)
+            rows[:, -1] = 1
+        return rows
 
     def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor:
         first, *others = torch.split(self.input, ROWS_IN_WORKING_PRECISION)
-        total = symmetric_product(self._with_ones(first.to(dtype)).T)
+        total = symmetric_product(self._with_ones(first, dtype).T)
         for input in others:
-            total = total.to(accumulation_dtype(input)) + symmetric_product(self._with_ones(input.to(dtype)).T)
+            total = total.to(accumulation_dtype(input)) + symmetric_product(self._with_ones(input, dtype).T)
         return total.to(dtype)[None]
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:

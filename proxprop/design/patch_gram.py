@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from proxprop.design.base import ROWS_IN_WORKING_PRECISION, accumulation_dtype
 
 ENTRY_COST = 50
 """What it costs to convert and sum an entry of a product, in multiply-adds (measured on a CPU)."""
+
+MATRIX_COST = 1e5
+"""What one more matrix of a batched product costs, in multiply-adds (measured on a CPU)."""
 
 
 def output_positions(
@@ -63,9 +67,16 @@ def patches(
     return view.permute(1, *order, *columns).reshape(groups, rows, channels * math.prod(kernel))
 
 
-def patch_sums(image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """The sum of all patches: ``image`` ``[N, C, *spatial]`` to ``[C, *kernel]`` in the accumulation precision."""
+def patch_sums(
+    image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], pad: Sequence[int] = ()
+) -> Tensor:
+    """The sum of all patches: ``image`` ``[N, C, *spatial]`` to ``[C, *kernel]`` in the accumulation precision.
+
+    ``pad`` is what ``torch.nn.functional.pad`` takes, zeros that ``image`` still lacks.
+    """
     total = image.sum(0, dtype=accumulation_dtype(image))  # [C, *spatial]
+    if any(pad):
+        total = torch.nn.functional.pad(total, list(pad))
     spatial = len(kernel)
     return windows(total, kernel, stride, dilation).sum(tuple(range(1, 1 + spatial)))
 
@@ -80,6 +91,13 @@ class PatchGram:
         width: Output columns in a strip; by default the cheapest width.
     """
 
+    taps_first: ClassVar[bool] = False
+    """Whether the order of columns is taps, channels, and not channels, taps."""
+    padded: ClassVar[bool] = True
+    """Whether it is called with the image's padding."""
+    rough: ClassVar[bool] = False
+    """Whether its sums in the working precision may be too long for some solves."""
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -93,6 +111,7 @@ class PatchGram:
         self.kernel, self.stride, self.dilation = tuple(kernel), tuple(stride), tuple(dilation)
         self.positions = output_positions(shape[2:], kernel, stride, dilation)
         self.outer_size = tuple(shape[2:-1])
+        self._elements = math.prod(shape) // groups
         self.width = self._cheapest_width() if width is None else min(width, self.positions[-1])
 
     @property
@@ -116,7 +135,8 @@ class PatchGram:
         tiles = -(-self.positions[-1] // width)
         terms = self.batch * tiles + ENTRY_COST * -(-tiles // self._tiles_at_once)
         offsets = (math.prod([2 * taps - 1 for taps in self.kernel[:-1]]) + 1) // 2
-        return self.groups * math.prod(self.outer_size) * offsets * terms * (self.channels * self._span(width)) ** 2
+        products = terms * (self.channels * self._span(width)) ** 2 + MATRIX_COST
+        return self.groups * (math.prod(self.outer_size) * offsets * products + ENTRY_COST * self._elements)
 
     def _cheapest_width(self) -> int:
         # Strips much wider than the kernel only add products that are not needed.

@@ -14,6 +14,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ FEWEST_CHANNELS = 48
 TERMS = 2048
 """How many terms of a sum are in the image's precision. (Strips come out with about as many.)"""
 
-CALL_COST = 5e5
+CALL_COST = 1.2e6
 """What calling one product costs, in multiply-adds (measured on a CPU)."""
 
 
@@ -57,6 +58,13 @@ class PixelGram:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+
+    taps_first: ClassVar[bool] = True
+    """Whether the order of columns is taps, channels, and not channels, taps."""
+    padded: ClassVar[bool] = False
+    """Whether it is called with the image's padding."""
+    rough: ClassVar[bool] = True
+    """Whether its sums in the working precision may be too long for some solves."""
 
     @property
     def cost(self) -> float:
@@ -185,4 +193,5 @@ def _cost(gram: PixelGram) -> float:
         terms += batch * count * sum(s.count for s in segments)
         calls += count * len(segments)
         sums += sum(math.prod(map(len, taps)) for taps in rows) * sum(len(s.taps) for s in segments)
-    return gram.groups * channels**2 * (terms + ENTRY_COST * sums) + CALL_COST * calls
+    sorting = ENTRY_COST * math.prod(gram.shape)
+    return gram.groups * channels**2 * (terms + ENTRY_COST * sums) + CALL_COST * calls + sorting

@@ -88,7 +88,7 @@ class TransposedConvDesign(ConvDesign):
         self.positions = output_positions(padded, *self._taps)
         self.rows = self.input.shape[0] * math.prod(self.positions)
         self._padded_shape = (*self.input.shape[:2], *padded)
-        self._unread, self._by_pixels = (0,) * spatial, False
+        self._unread = (0,) * spatial
         self._patch_gram = PatchGram(self._padded_shape, *self._taps, geometry.groups)
 
     @property

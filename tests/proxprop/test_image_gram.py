@@ -1,4 +1,4 @@
-"""The Gram and kernel matrices from products of pixels against im2col, and whole directions that are made with them."""
+"""The Gram and kernel matrices of images against those of their patches, and whole directions made with each form."""
 
 import math
 import random
@@ -8,8 +8,10 @@ import pytest
 import torch
 from test_directions import LAYERS, directions, expected, prepared
 
-from proxprop import ProxPropConv2d
-from proxprop.design import ConvDesign, ConvGeometry, pixel_gram
+from proxprop import ProxPropConv2d, cost
+from proxprop.design import ConvDesign, ConvGeometry, im2col_gram, pixel_gram
+from proxprop.design.im2col_gram import Im2colGram
+from proxprop.design.pair_gram import PairGram
 from proxprop.design.patch_gram import PatchGram, patches
 from proxprop.design.pixel_gram import PixelGram
 
@@ -41,6 +43,28 @@ def test_pixels_give_the_gram_matrix_of_the_patches(seed, monkeypatch):
         assert torch.allclose(gram, matrix.mT @ matrix, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("working_set", [1, 2**23])  # the pairs of one group at a time, and of all
+@pytest.mark.parametrize("seed", range(60))
+def test_pairs_of_pixels_give_the_gram_matrix_of_the_patches(seed, working_set, monkeypatch):
+    monkeypatch.setattr(cost.COSTS["cpu"], "working_set", working_set)
+    image, padding, kernel, stride, dilation, groups = drawn(seed)
+    padded = torch.nn.functional.pad(image, [p for p in padding[::-1] for _ in range(2)])
+    matrix = patches(padded, kernel, stride, dilation, groups)
+    reading = (tuple(each) for each in (image.shape, padding, kernel, stride, dilation))
+    assert torch.allclose(PairGram(*reading, groups)(image), matrix.mT @ matrix, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_patches_image_by_image_give_the_gram_matrix_of_all(seed, monkeypatch):
+    monkeypatch.setattr(im2col_gram, "ROWS_IN_WORKING_PRECISION", 1)
+    image, _, _, stride, dilation, groups = drawn(seed)
+    kernel = [min(2, size) for size in image.shape[2:]]
+    dilation = [1 if size < 3 else step for size, step in zip(image.shape[2:], dilation, strict=True)]
+    matrix = patches(image, kernel, stride, dilation, groups)
+    reading = (tuple(each) for each in (image.shape, kernel, stride, dilation))
+    assert torch.allclose(Im2colGram(*reading, groups)(image), matrix.mT @ matrix, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_pixels_give_the_kernel_matrix_of_the_patches(seed):
     image, padding, kernel, stride, dilation, groups = drawn(seed)
@@ -56,16 +80,18 @@ def test_pixels_give_the_kernel_matrix_of_the_patches(seed):
 CONVOLUTIONS = [name for name in LAYERS if name.startswith("conv") and not name.startswith("conv_transpose")]
 
 
+FORMS = [PatchGram, PixelGram, PairGram, Im2colGram]
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # plain layers do so, too
 @pytest.mark.parametrize("mode", ["prox_cg2", "prox_exact"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_directions_by_pixels(name, mode, monkeypatch):
-    monkeypatch.setattr(pixel_gram, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(PatchGram, "cost", math.inf)
+@pytest.mark.parametrize("form", FORMS)
+def test_directions_by_each_form(form, name, mode, monkeypatch):
+    for other in FORMS:
+        monkeypatch.setattr(other, "cost", 0.0 if other is form else math.inf)
     used = []
-    monkeypatch.setattr(
-        PixelGram, "__call__", lambda self, x, call=PixelGram.__call__: used.append(self) or call(self, x)
-    )
+    monkeypatch.setattr(form, "__call__", lambda self, x, call=form.__call__: used.append(self) or call(self, x))
     monkeypatch.setattr(ConvDesign, "kernel_cost", math.inf)  # else the dual form would be taken here and there
     monkeypatch.setattr(ConvDesign, "product_cost", math.inf)
     layer, x, gradient = prepared(*LAYERS[name], mode, 0.7)
@@ -74,13 +100,21 @@ def test_directions_by_pixels(name, mode, monkeypatch):
     assert oracle.relative_error(actual, expected(layer, [x], gradient, mode, 0.7)) < 1e-9
 
 
-def test_many_channels_are_read_by_pixels_and_few_in_strips():
-    def chosen(channels):
-        geometry = ConvGeometry((8, channels, 3, 3), (1, 1), (1, 1), 1, (1, 1, 1, 1), "constant")
-        return type(ConvDesign(torch.randn(64, channels, 8, 8), geometry, (True, True))._patch_gram)
-
-    assert chosen(64) is PixelGram
-    assert chosen(16) is PatchGram
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "groups", "form"),
+    [
+        ((64, 64, 8, 8), 3, 1, 1, PixelGram),
+        ((64, 16, 8, 8), 3, 1, 1, PatchGram),
+        ((32, 96, 8, 8), 7, 1, 96, PairGram),
+        ((32, 64, 8, 8), 1, 2, 1, Im2colGram),
+        ((32, 96, 8, 8), 2, 2, 1, Im2colGram),
+    ],
+)
+def test_which_form_is_taken(shape, kernel, stride, groups, form):
+    pad = (kernel // 2 if stride == 1 else 0,) * 4
+    weight = (groups, shape[1] // groups, kernel, kernel)
+    geometry = ConvGeometry(weight, (stride,) * 2, (1, 1), groups, pad, "constant")
+    assert type(ConvDesign(torch.randn(shape), geometry, (True, True))._patch_gram) is form
 
 
 @pytest.mark.parametrize(
