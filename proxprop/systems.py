@@ -218,7 +218,8 @@ class DirectSystem(GramSystem):
         factor = self._factor(self._matrix(precision, precise=False))
         if not self.quick:
             return self.parameters(self._solution(factor, self.residual))
-        if (value := self._accurate(factor)) is not None:
+        # The right-hand side has the working precision's rounding, so the solution may have it, too.
+        if (value := self._accurate(factor.to(self.design.dtype))) is not None:
             return self.parameters(value)
         if self.design.rough_gram:
             factor = self._factor(self._matrix(precision, precise=True))
