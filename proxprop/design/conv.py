@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from proxprop.design.base import SYMMETRIC, MatrixDesign, Parameters, accumulation_dtype, symmetric_product
-from proxprop.design.im2col_gram import Im2colGram
-from proxprop.design.pair_gram import PairGram
-from proxprop.design.patch_gram import ENTRY_COST, PatchGram, output_positions, patch_sums, patches
-from proxprop.design.pixel_gram import PixelGram
+from proxprop.design.image_gram import ENTRY_COST, PixelGram, cheapest_gram, output_positions, patch_sums, patches
 from proxprop.design.shared import SharedProducts
 
 PATCH_ELEMENTS = 2**26
@@ -106,16 +103,8 @@ class ConvDesign(MatrixDesign):
         padded = [size + 2 * pad for size, pad in zip(self.input.shape[2:], self.padding, strict=True)]
         self.positions = output_positions(padded, *self._taps)
         self.rows = batched.shape[0] * math.prod(self.positions)
-        self._padded_shape = (*self.input.shape[:2], *padded)
-        self._patch_gram = self._cheapest_gram()
-
-    def _cheapest_gram(self) -> PatchGram | PixelGram | PairGram | Im2colGram:
-        strips = PatchGram(self._padded_shape, *self._taps, self.groups)
-        if torch.compiler.is_compiling():  # would trace all that the others do at first
-            return strips
         shape = tuple(self.input.shape)
-        others = [form(shape, self.padding, *self._taps, self.groups) for form in (PixelGram, PairGram)]
-        return min(strips, Im2colGram(self._padded_shape, *self._taps, self.groups), *others, key=lambda g: g.cost)
+        self._form = cheapest_gram(shape, self.padding, *self._taps, geometry.groups)
 
     @property
     def _taps(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -127,7 +116,7 @@ class ConvDesign(MatrixDesign):
         return (*self.weight_shape[:2], *kernel)
 
     def places(self) -> Tensor | None:
-        if not (self.train_weight and (self._patch_gram.taps_first or any(self._unread))):
+        if not (self.train_weight and (self._form.taps_first or any(self._unread))):
             return None
         count = math.prod(self.full_shape[1:])
         weight = torch.arange(count, device=self.device).reshape(1, *self.full_shape[1:])
@@ -136,13 +125,13 @@ class ConvDesign(MatrixDesign):
 
     def stack(self, parameters: Parameters) -> Tensor:
         weight, bias = parameters
-        if weight is not None and (self._patch_gram.taps_first or any(self._unread)):
+        if weight is not None and (self._form.taps_first or any(self._unread)):
             weight = self._ordered(self._narrow(weight).flatten(1))
         return super().stack((weight, bias))
 
     def unstack(self, stacked: Tensor) -> Parameters:
         weight, bias = super().unstack(stacked)
-        if self._patch_gram.taps_first and weight is not None:
+        if self._form.taps_first and weight is not None:
             weight = weight.reshape(weight.shape[0], -1, weight.shape[1]).mT.reshape(self.weight_shape)
         return None if weight is None else self._widened(weight), bias
 
@@ -160,10 +149,14 @@ class ConvDesign(MatrixDesign):
 
     def _ordered(self, columns: Tensor) -> Tensor:
         """Columns ``[*, channels·taps]`` in the order that the Gram matrix has them in."""
-        if not self._patch_gram.taps_first:
+        if not self._form.taps_first:
             return columns
         shape = columns.shape[:-1]
         return columns.reshape(*shape, self.weight_shape[1], -1).mT.reshape(*shape, -1)
+
+    def _image(self) -> Tensor:
+        """What patches are cut from, without its padding by ``remaining_pad``."""
+        return self.input
 
     def _padded(self) -> Tensor:
         """The input with all of its padding, ``[N, C, *padded]``."""
@@ -237,7 +230,7 @@ class ConvDesign(MatrixDesign):
 
     @property
     def gram_cost(self) -> float:
-        return self._patch_gram.cost if self.train_weight else 0.0
+        return self._form.cost if self.train_weight else 0.0
 
     @property
     def precise_gram(self) -> bool:
@@ -245,9 +238,9 @@ class ConvDesign(MatrixDesign):
 
         That is so for few channels, and first layers need it: raw pixels have the worst condition.
         """
-        if isinstance(self._patch_gram, PixelGram):
+        if isinstance(self._form, PixelGram):
             return False
-        if self._patch_gram.rough:  # else the solution has to be looked at, and mostly refined by two products
+        if self._form.rough:  # else the solution has to be looked at, and mostly refined by two products
             return self.gram_cost <= 2 * self.product_cost
         return 2 * self.gram_cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
 
@@ -259,7 +252,7 @@ class ConvDesign(MatrixDesign):
 
     @property
     def rough_gram(self) -> bool:
-        return self._patch_gram.rough and not self.precise_gram and self.dtype != accumulation_dtype(self.input)
+        return self._form.rough and not self.precise_gram and self.dtype != accumulation_dtype(self.input)
 
     def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor:
         return self._accumulated_gram(precise or self.precise_gram).to(dtype)
@@ -269,12 +262,11 @@ class ConvDesign(MatrixDesign):
         count = torch.full((self.groups, 1, 1), self.rows, dtype=dtype, device=self.device)
         if not self.train_weight:
             return count
-        image = self._padded() if self._patch_gram.padded else self.input
-        weights = self._patch_gram(image.to(dtype) if precise else image)  # [g, d, d]
+        image = self._image()
+        weights = self._form(image.to(dtype) if precise else image)  # [g, d, d]
         if not self.train_bias:
             return weights
-        remaining = () if self._patch_gram.padded else self.remaining_pad
-        sums = patch_sums(image, *self._taps, remaining).reshape(self.groups, 1, self.weight_columns)
+        sums = patch_sums(image, *self._taps, self.remaining_pad).reshape(self.groups, 1, self.weight_columns)
         sums = self._ordered(sums).mT
         return torch.cat([torch.cat([weights, sums], -1), torch.cat([sums.mT, count], -1)], -2)
 
@@ -340,7 +332,7 @@ class ConvDesign(MatrixDesign):
         """The rows of A for some padded images, ``[g, rows, d]``."""
         parts = []
         if self.train_weight:
-            parts.append(patches(padded, *self._taps, self.groups, self._patch_gram.taps_first, images_last))
+            parts.append(patches(padded, *self._taps, self.groups, self._form.taps_first, images_last))
         if self.train_bias:
             rows = padded.shape[0] * math.prod(self.positions)
             parts.append(padded.new_ones(self.groups, rows, 1))

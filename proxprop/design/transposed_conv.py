@@ -13,7 +13,7 @@ from torch import Tensor
 
 from proxprop.design.base import MatrixDesign
 from proxprop.design.conv import ConvDesign, ConvGeometry
-from proxprop.design.patch_gram import PatchGram, output_positions
+from proxprop.design.image_gram import cheapest_gram, output_positions
 from proxprop.design.shared import SharedProducts
 
 
@@ -87,9 +87,9 @@ class TransposedConvDesign(ConvDesign):
         padded = [size + pad for size, pad in zip(self._spread_size(), pads, strict=True)]
         self.positions = output_positions(padded, *self._taps)
         self.rows = self.input.shape[0] * math.prod(self.positions)
-        self._padded_shape = (*self.input.shape[:2], *padded)
-        self._unread = (0,) * spatial
-        self._patch_gram = PatchGram(self._padded_shape, *self._taps, geometry.groups)
+        self._unread, self.remaining_pad = (0,) * spatial, (0,) * 2 * spatial
+        shape = (*self.input.shape[:2], *padded)
+        self._form = cheapest_gram(shape, (0,) * spatial, *self._taps, geometry.groups)
 
     @property
     def _pixel_kernel_cost(self) -> float:
@@ -102,6 +102,9 @@ class TransposedConvDesign(ConvDesign):
     def _spread_size(self) -> list[int]:
         """The spatial size with the zeros between, and no padding."""
         return [hop * (size - 1) + 1 for size, hop in zip(self.input.shape[2:], self.geometry.spacing, strict=True)]
+
+    def _image(self) -> Tensor:
+        return self._padded()
 
     def _padded(self) -> Tensor:
         spread = self.input.new_zeros(*self.input.shape[:2], *self._spread_size())

@@ -9,11 +9,18 @@ import torch
 from test_directions import LAYERS, directions, expected, prepared
 
 from proxprop import ProxPropConv2d, cost
-from proxprop.design import ConvDesign, ConvGeometry, im2col_gram, pixel_gram
-from proxprop.design.im2col_gram import Im2colGram
-from proxprop.design.pair_gram import PairGram
-from proxprop.design.patch_gram import PatchGram, patches
-from proxprop.design.pixel_gram import PixelGram
+from proxprop.design import ConvDesign, ConvGeometry
+from proxprop.design.image_gram import (
+    FORMS,
+    Im2colGram,
+    PairGram,
+    PixelGram,
+    StripGram,
+    im2col,
+    patches,
+    pixels,
+    strips,
+)
 
 
 def drawn(seed):
@@ -28,41 +35,26 @@ def drawn(seed):
     ]
     groups, batch = draw.choice([1, 2]), draw.randint(1, 3)
     image = torch.randn(batch, groups * draw.randint(1, 3), *size, dtype=torch.float64)
-    return image, padding, kernel, stride, dilation, groups
+    return image, tuple(padding), tuple(kernel), tuple(stride), tuple(dilation), groups
+
+
+def matches_patches(gram, image):
+    """Whether a form has AᵀA of ``image``."""
+    matrix = patches(gram.padded(image), gram.kernel, gram.stride, gram.dilation, gram.groups, gram.taps_first)
+    return torch.allclose(gram(image), matrix.mT @ matrix, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_pixels_give_the_gram_matrix_of_the_patches(seed, monkeypatch):
-    image, padding, kernel, stride, dilation, groups = drawn(seed)
-    padded = torch.nn.functional.pad(image, [p for p in padding[::-1] for _ in range(2)])
-    matrix = patches(padded, kernel, stride, dilation, groups, taps_first=True)
-    for terms in (pixel_gram.TERMS, 2 * image.shape[0]):  # whole rows of the image in one product, or two columns
-        monkeypatch.setattr(pixel_gram, "TERMS", terms)
-        reading = (tuple(each) for each in (image.shape, padding, kernel, stride, dilation))
-        gram = PixelGram(*reading, groups)(image)
-        assert torch.allclose(gram, matrix.mT @ matrix, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("working_set", [1, 2**23])  # the pairs of one group at a time, and of all
-@pytest.mark.parametrize("seed", range(60))
-def test_pairs_of_pixels_give_the_gram_matrix_of_the_patches(seed, working_set, monkeypatch):
-    monkeypatch.setattr(cost.COSTS["cpu"], "working_set", working_set)
-    image, padding, kernel, stride, dilation, groups = drawn(seed)
-    padded = torch.nn.functional.pad(image, [p for p in padding[::-1] for _ in range(2)])
-    matrix = patches(padded, kernel, stride, dilation, groups)
-    reading = (tuple(each) for each in (image.shape, padding, kernel, stride, dilation))
-    assert torch.allclose(PairGram(*reading, groups)(image), matrix.mT @ matrix, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_patches_image_by_image_give_the_gram_matrix_of_all(seed, monkeypatch):
-    monkeypatch.setattr(im2col_gram, "ROWS_IN_WORKING_PRECISION", 1)
-    image, _, _, stride, dilation, groups = drawn(seed)
-    kernel = [min(2, size) for size in image.shape[2:]]
-    dilation = [1 if size < 3 else step for size, step in zip(image.shape[2:], dilation, strict=True)]
-    matrix = patches(image, kernel, stride, dilation, groups)
-    reading = (tuple(each) for each in (image.shape, kernel, stride, dilation))
-    assert torch.allclose(Im2colGram(*reading, groups)(image), matrix.mT @ matrix, rtol=0, atol=1e-10)
+def test_each_form_gives_the_gram_matrix_of_the_patches(seed, monkeypatch):
+    image, *reading = drawn(seed)
+    assert all(matches_patches(form(tuple(image.shape), *reading), image) for form in FORMS)
+    # Of one product's terms, as few as there may be: two strips or columns of the image, an image, pairs of one group.
+    monkeypatch.setattr(strips, "ROWS_IN_WORKING_PRECISION", 2 * image.shape[0])
+    monkeypatch.setattr(pixels, "TERMS", 2 * image.shape[0])
+    monkeypatch.setattr(im2col, "ROWS_IN_WORKING_PRECISION", 1)
+    monkeypatch.setattr(cost.COSTS["cpu"], "working_set", 1)
+    assert all(matches_patches(form(tuple(image.shape), *reading), image) for form in FORMS)
+    assert all(matches_patches(StripGram(tuple(image.shape), *reading, width), image) for width in (1, 2, 3, 100))
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -70,17 +62,12 @@ def test_pixels_give_the_kernel_matrix_of_the_patches(seed):
     image, padding, kernel, stride, dilation, groups = drawn(seed)
     shape = (groups, image.shape[1] // groups, *kernel)
     pad = tuple(p for p in padding[::-1] for _ in range(2))
-    design = ConvDesign(
-        image, ConvGeometry(shape, tuple(stride), tuple(dilation), groups, pad, "constant"), (True, False)
-    )
+    design = ConvDesign(image, ConvGeometry(shape, stride, dilation, groups, pad, "constant"), (True, False))
     matrix = design._patches(design._padded(), images_last=True)
     assert torch.allclose(design._kernel_by_pixels(torch.float64), matrix @ matrix.mT, rtol=0, atol=1e-10)
 
 
 CONVOLUTIONS = [name for name in LAYERS if name.startswith("conv") and not name.startswith("conv_transpose")]
-
-
-FORMS = [PatchGram, PixelGram, PairGram, Im2colGram]
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # plain layers do so, too
@@ -104,7 +91,7 @@ def test_directions_by_each_form(form, name, mode, monkeypatch):
     ("shape", "kernel", "stride", "groups", "form"),
     [
         ((64, 64, 8, 8), 3, 1, 1, PixelGram),
-        ((64, 16, 8, 8), 3, 1, 1, PatchGram),
+        ((64, 16, 8, 8), 3, 1, 1, StripGram),
         ((32, 96, 8, 8), 7, 1, 96, PairGram),
         ((32, 64, 8, 8), 1, 2, 1, Im2colGram),
         ((32, 96, 8, 8), 2, 2, 1, Im2colGram),
@@ -114,7 +101,7 @@ def test_which_form_is_taken(shape, kernel, stride, groups, form):
     pad = (kernel // 2 if stride == 1 else 0,) * 4
     weight = (groups, shape[1] // groups, kernel, kernel)
     geometry = ConvGeometry(weight, (stride,) * 2, (1, 1), groups, pad, "constant")
-    assert type(ConvDesign(torch.randn(shape), geometry, (True, True))._patch_gram) is form
+    assert type(ConvDesign(torch.randn(shape), geometry, (True, True))._form) is form
 
 
 @pytest.mark.parametrize(

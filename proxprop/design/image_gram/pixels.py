@@ -1,10 +1,10 @@
-"""The Gram matrix of an image's patches by products of single pixels: for convolutions with many channels.
+"""By products of single pixels: for many channels.
 
 An entry depends on which two taps of the kernel it belongs to only through their distance, and through the rows and
 columns that the first of them runs over. So for each distance, one batched product over the batch and the columns that
 all such pairs of taps share, and small ones for the few columns that some have alone, give all entries as sums. A 3×3
 kernel with stride 1 has 13 distances (but for sign), where its patches have 81 pairs. Padding with zeros costs nothing.
-Strips (``PatchGram``) make larger products of more operations, which is faster for few channels.
+Strips (``StripGram``) make larger products of more operations, which is faster for few channels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from proxprop.design.base import accumulation_dtype
-from proxprop.design.patch_gram import ENTRY_COST, output_positions
+from proxprop.design.image_gram.base import ENTRY_COST, ImageGram
 
 FEWEST_CHANNELS = 48
 """With fewer, products are too small to be fast."""
@@ -41,39 +41,19 @@ class _Segment:
     taps: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class PixelGram:
-    """Computes AᵀA, with the patches of images of one shape as A's rows, and columns in the order of taps, channels.
-
-    Args:
-        shape: ``(N, C, *spatial)`` of the image without its padding.
-        padding: Zeros on either side, one number for each spatial dimension.
-        kernel, stride, dilation: The same.
-        groups: Channels are split into this many groups, each with a Gram matrix of its own.
-    """
-
-    shape: tuple[int, ...]
-    padding: tuple[int, ...]
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
+class PixelGram(ImageGram):
+    """Computes AᵀA from single pixels."""
 
     taps_first: ClassVar[bool] = True
-    """Whether the order of columns is taps, channels, and not channels, taps."""
-    padded: ClassVar[bool] = False
-    """Whether it is called with the image's padding."""
     rough: ClassVar[bool] = True
-    """Whether its sums in the working precision may be too long for some solves."""
 
     @property
     def cost(self) -> float:
-        """Multiply-adds, with what calls and sums cost in such terms; infinite where products would be small."""
-        return _cost(self) if self.shape[1] >= FEWEST_CHANNELS * self.groups else math.inf
+        """Infinite where products would be small."""
+        return _cost(self) if self.channels >= FEWEST_CHANNELS else math.inf
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The Gram matrices ``[groups, d, d]`` with d = taps·C/groups, in the accumulation precision."""
-        batch, channels = self.shape[0], self.shape[1] // self.groups
+        batch, channels = self.batch, self.channels
         taps, spatial = math.prod(self.kernel), self.shape[2:]
         gram = torch.zeros(
             (self.groups, taps, channels, taps, channels), dtype=accumulation_dtype(image), device=image.device
@@ -91,7 +71,7 @@ class PixelGram:
                 gram[:, i, :, j] = block
                 if i != j:
                     gram[:, j, :, i] = block.mT
-        return gram.reshape(self.groups, taps * channels, taps * channels)
+        return gram.reshape(self.groups, self.columns, self.columns)
 
     def _offsets(self) -> Iterator[tuple[int, ...]]:
         """Differences of two kernel positions, one of each pair ±offset (the Gram matrix is symmetric)."""
@@ -103,7 +83,7 @@ class PixelGram:
         """The pixels along ``axis`` of all pairs of taps that are ``delta`` apart, each once."""
         taps = range(max(0, -delta), self.kernel[axis] - max(0, delta))
         hop, step, size = self.stride[axis], self.dilation[axis], self.shape[2 + axis]
-        count = output_positions((size + 2 * self.padding[axis],), (self.kernel[axis],), (hop,), (step,))[0]
+        count = self.positions[axis]
         readers: dict[int, list[int]] = {}
         for tap in taps:
             start = step * tap - self.padding[axis]
@@ -152,7 +132,7 @@ class PixelGram:
 
         They are summed in the image's precision over a few thousand terms, and then in the accumulation precision.
         """
-        batch, step = self.shape[0], self.dilation
+        batch, step = self.batch, self.dilation
         *up, along = [hop * delta for hop, delta in zip(step, offset, strict=True)]
         first, second = self._place(segment.start), self._place(segment.start + along)
         at_once = max(1, TERMS // max(1, batch))
@@ -185,7 +165,7 @@ class PixelGram:
 
 @functools.lru_cache(maxsize=1024)
 def _cost(gram: PixelGram) -> float:
-    batch, channels = gram.shape[0], gram.shape[1] // gram.groups
+    batch, channels = gram.batch, gram.channels
     terms, calls, sums = 0, 0, 0
     for *outer, inner in gram._offsets():
         segments, rows = gram._segments(len(outer), inner), gram._rows(outer)

@@ -1,4 +1,4 @@
-"""The Gram matrix of an image's patches, without the patches.
+"""By products of strips of the image, without patches: for few channels.
 
 An entry is a sum, over all positions of the kernel, of products of two pixels at a fixed offset from each other.
 The image is cut into strips, one image row high (a point, in one dimension; a line of any volume) and some columns
@@ -11,134 +11,58 @@ kernel need the fewest), memory, and digits.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from proxprop.design.base import ROWS_IN_WORKING_PRECISION, accumulation_dtype
-
-ENTRY_COST = 50
-"""What it costs to convert and sum an entry of a product, in multiply-adds (measured on a CPU)."""
+from proxprop.design.image_gram.base import ENTRY_COST, ImageGram
 
 MATRIX_COST = 1e5
 """What one more matrix of a batched product costs, in multiply-adds (measured on a CPU)."""
 
 
-def output_positions(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, ...]:
-    """How many positions a kernel takes along each dimension of an unpadded image."""
-    return tuple(
-        (length - step * (taps - 1) - 1) // hop + 1
-        for length, taps, hop, step in zip(size, kernel, stride, dilation, strict=True)
-    )
-
-
-def windows(image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """A view ``[*, *positions, *kernel]`` of ``image`` ``[*, *spatial]``."""
-    first = image.dim() - len(kernel)
-    for axis, (taps, hop, step) in enumerate(zip(kernel, stride, dilation, strict=True), start=first):
-        image = image.unfold(axis, step * (taps - 1) + 1, hop)[..., ::step]
-    return image
-
-
-def patches(
-    image: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    taps_first: bool = False,
-    images_last: bool = False,
-) -> Tensor:
-    """im2col: ``image`` ``[N, C, *spatial]`` to ``[groups, N·positions, C/groups·taps]``, or in other orders."""
-    spatial, channels = len(kernel), image.shape[1] // groups
-    grouped = image.reshape(image.shape[0], groups, channels, *image.shape[2:])
-    view = windows(grouped, kernel, stride, dilation)  # [N, g, c, *positions, *kernel]
-    positions = range(3, 3 + spatial)
-    taps = range(3 + spatial, 3 + 2 * spatial)
-    rows = image.shape[0] * math.prod(view.shape[3 : 3 + spatial])
-    columns = (*taps, 2) if taps_first else (2, *taps)
-    order = (*positions, 0) if images_last else (0, *positions)
-    return view.permute(1, *order, *columns).reshape(groups, rows, channels * math.prod(kernel))
-
-
-def patch_sums(
-    image: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], pad: Sequence[int] = ()
-) -> Tensor:
-    """The sum of all patches: ``image`` ``[N, C, *spatial]`` to ``[C, *kernel]`` in the accumulation precision.
-
-    ``pad`` is what ``torch.nn.functional.pad`` takes, zeros that ``image`` still lacks.
-    """
-    total = image.sum(0, dtype=accumulation_dtype(image))  # [C, *spatial]
-    if any(pad):
-        total = torch.nn.functional.pad(total, list(pad))
-    spatial = len(kernel)
-    return windows(total, kernel, stride, dilation).sum(tuple(range(1, 1 + spatial)))
-
-
-class PatchGram:
-    """Computes ``patches(image)ᵀ patches(image)`` for images of one shape.
+@dataclasses.dataclass(frozen=True)
+class StripGram(ImageGram):
+    """Computes AᵀA from strips.
 
     Args:
-        shape: ``(N, C, *spatial)`` of the padded image.
-        kernel, stride, dilation: One number for each spatial dimension.
-        groups: Channels are split into this many groups, each with a Gram matrix of its own.
         width: Output columns in a strip; by default the cheapest width.
     """
 
-    taps_first: ClassVar[bool] = False
-    """Whether the order of columns is taps, channels, and not channels, taps."""
-    padded: ClassVar[bool] = True
-    """Whether it is called with the image's padding."""
-    rough: ClassVar[bool] = False
-    """Whether its sums in the working precision may be too long for some solves."""
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-        width: int | None = None,
-    ) -> None:
-        self.batch, self.channels, self.groups = shape[0], shape[1] // groups, groups
-        self.kernel, self.stride, self.dilation = tuple(kernel), tuple(stride), tuple(dilation)
-        self.positions = output_positions(shape[2:], kernel, stride, dilation)
-        self.outer_size = tuple(shape[2:-1])
-        self._elements = math.prod(shape) // groups
-        self.width = self._cheapest_width() if width is None else min(width, self.positions[-1])
+    width: int | None = None
 
     @property
     def cost(self) -> float:
-        """Multiply-adds of the products, and what handling their entries costs in such terms."""
-        return self._cost(self.width)
+        return self._cost(self._width)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The Gram matrices ``[groups, d, d]`` with d = C/groups·taps, in the accumulation precision."""
         taps = self.kernel[-1]
         outer_taps = math.prod(self.kernel[:-1])
-        size = self.channels * outer_taps * taps
         shape = (self.groups, self.channels, outer_taps, taps, self.channels, outer_taps, taps)
         gram = torch.zeros(shape, dtype=accumulation_dtype(image), device=image.device)
-        for width, strips in self._strips(image):
+        for width, strips in self._strips(self.padded(image)):
             for offset in self._offsets():
                 self._add(gram, strips, offset, width)
-        return gram.reshape(self.groups, size, size)
+        return gram.reshape(self.groups, self.columns, self.columns)
 
     def _cost(self, width: int) -> float:
         tiles = -(-self.positions[-1] // width)
         terms = self.batch * tiles + ENTRY_COST * -(-tiles // self._tiles_at_once)
         offsets = (math.prod([2 * taps - 1 for taps in self.kernel[:-1]]) + 1) // 2
         products = terms * (self.channels * self._span(width)) ** 2 + MATRIX_COST
-        return self.groups * (math.prod(self.outer_size) * offsets * products + ENTRY_COST * self._elements)
+        elements = self.batch * self.channels * math.prod(self.padded_size)
+        return self.groups * (math.prod(self._outer_size) * offsets * products + ENTRY_COST * elements)
 
-    def _cheapest_width(self) -> int:
+    @functools.cached_property
+    def _width(self) -> int:
+        if self.width is not None:
+            return min(self.width, self.positions[-1])
         # Strips much wider than the kernel only add products that are not needed.
         widest = min(self.positions[-1], 2 * self._span(1))
         best = 1
@@ -146,6 +70,10 @@ class PatchGram:
             if self._cost(width) < self._cost(best):
                 best = width
         return best
+
+    @property
+    def _outer_size(self) -> tuple[int, ...]:
+        return self.padded_size[:-1]
 
     @property
     def _tiles_at_once(self) -> int:
@@ -164,10 +92,10 @@ class PatchGram:
 
     def _strips(self, image: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Their width, and strips ``[groups, *outer, tiles·N, C/groups·span]``; narrower ones for what is left over."""
-        outer = len(self.outer_size)
+        outer = len(self._outer_size)
         grouped = image.reshape(self.batch, self.groups, self.channels, *image.shape[2:])
         columns, hop = self.positions[-1], self.stride[-1]
-        for width, first in ((self.width, 0), (columns % self.width, columns - columns % self.width)):
+        for width, first in ((self._width, 0), (columns % self._width, columns - columns % self._width)):
             if width == 0:
                 continue
             tiles = (columns - first) // width
@@ -176,13 +104,13 @@ class PatchGram:
             for start in range(0, tiles, self._tiles_at_once):
                 chunk = view.narrow(1 + outer, start, min(self._tiles_at_once, tiles - start))
                 rows = chunk.shape[1 + outer] * self.batch
-                yield width, chunk.reshape(self.groups, *self.outer_size, rows, self.channels * self._span(width))
+                yield width, chunk.reshape(self.groups, *self._outer_size, rows, self.channels * self._span(width))
 
     def _add(self, gram: Tensor, strips: Tensor, offset: tuple[int, ...], width: int) -> None:
         """Add what strips at ``offset`` from each other contribute."""
         shift = [step * delta for step, delta in zip(self.dilation[:-1], offset, strict=True)]
         left, right = strips, strips
-        for axis, (size, delta) in enumerate(zip(self.outer_size, shift, strict=True), start=1):
+        for axis, (size, delta) in enumerate(zip(self._outer_size, shift, strict=True), start=1):
             left = left.narrow(axis, max(0, -delta), size - abs(delta))
             right = right.narrow(axis, max(0, delta), size - abs(delta))
         products = (left.mT @ right).to(gram.dtype)  # [g, *outer, c·span, c·span]
