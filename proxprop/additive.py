@@ -55,16 +55,19 @@ def _tell(kind: str, what: str) -> None:
         )
 
 
-def accumulating(node: Any, count: int) -> tuple[bool, list[Tensor]]:
-    """Whether this backward pass asks for one of the last ``count`` inputs of ``node``; the leaves among those."""
+def accumulating(node: Any, count: int) -> tuple[bool, bool, list[Tensor]]:
+    """Whether this backward pass asks for one of the last ``count`` inputs of ``node``, whether it adds to ``.grad`` of
+    one, and the leaves among those."""
     targets = [target for target, _ in node.next_functions[len(node.next_functions) - count :] if target is not None]
-    leaves = [target.variable for target in targets if target.name() == "torch::autograd::AccumulateGrad"]
-    return any(map(_is_asked, targets)), leaves
+    leaves = [target for target in targets if target.name() == "torch::autograd::AccumulateGrad"]
+    added = any(_is_asked(leaf, returned=False) for leaf in leaves)
+    return any(_is_asked(target, returned=True) for target in targets), added, [leaf.variable for leaf in leaves]
 
 
-def _is_asked(node: Any) -> bool:
+def _is_asked(node: Any, returned: bool) -> bool:
+    """``returned`` is the answer for what ``torch.autograd.grad`` is asked for: of a leaf, PyTorch raises an error."""
     try:
         asked: bool = torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # torch.autograd.grad with respect to a leaf, of which PyTorch does not say
-        return True
+    except RuntimeError:
+        return returned
     return asked

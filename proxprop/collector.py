@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -29,23 +30,28 @@ class Collector:
         """Whether weight and bias are trained in what the step will be taken on, so that rows are counted alone; None
         where design matrices are wanted."""
         self._era = object()
-        self._accumulated: int | None = None  # the version of the gradient after its last accumulation
-        self._written: tuple[weakref.ref[Tensor], int] | None = None  # the last step's direction, with its version
-        tensors = [p for p in self.parameters if p is not None and p.requires_grad]
-        self._watched = tensors[0] if tensors else None
-        self._hook: Any = None
-        if self._watched is not None:
-            self._hook = self._watched.register_post_accumulate_grad_hook(self._see)  # type: ignore[no-untyped-call]
+        # Of each parameter: the version of its gradient after the last accumulation, and the last step's direction.
+        self._accumulated: list[int | None] = [None for _ in self.parameters]
+        self._written: list[weakref.ref[Tensor] | None] = [None for _ in self.parameters]
+        self._hooks: dict[int, Any] = {}
 
     def close(self) -> None:
         """Leave the parameters as they were found."""
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks.values():
+            hook.remove()
         self.clear()
 
     def clear(self) -> None:
         """Forget all passes."""
-        self.design, self.rows, self._accumulated, self._era = None, None, None, object()
+        self.design, self.rows, self._era = None, None, object()
+        self._accumulated = [None for _ in self.parameters]
+
+    def _watch(self, trained: Sequence[bool]) -> None:
+        """Have the accumulations of those parameters seen."""
+        for place, (parameter, train) in enumerate(zip(self.parameters, trained, strict=True)):
+            if train and parameter is not None and place not in self._hooks:
+                see = functools.partial(self._see, place)
+                self._hooks[place] = parameter.register_post_accumulate_grad_hook(see)  # type: ignore[no-untyped-call]
 
     def add(self, node: Any, design: Design) -> None:
         """Take the design matrix of one more pass, once for each of its nodes in autograd's graph.
@@ -58,7 +64,8 @@ class Collector:
             return
         if not isinstance(design, MatrixDesign):
             raise RuntimeError(f"{self.name}: a deferred step needs a weight that is a parameter")
-        self._check_gradient()
+        self._check_gradients()
+        self._watch(design.trained)
         node.collected_in = self._era
         self.rows = (self.rows or 0) + design.rows
         if self.known == design.trained:
@@ -69,31 +76,31 @@ class Collector:
             raise RuntimeError(f"{self.name}: other parameters are trained than in the passes before, within one step")
         self.design.add(design)
 
-    def _check_gradient(self) -> None:
+    def _check_gradients(self) -> None:
         """Forget passes whose gradients were zeroed (a step was skipped); refuse to add gradients to a direction."""
-        gradient = None if self._watched is None else self._watched.grad
-        if gradient is None:
-            if self._accumulated is not None:
+        for parameter, version in zip(self.parameters, self._accumulated, strict=True):
+            gradient = None if parameter is None else parameter.grad
+            if version is not None and (gradient is None or _is_zeroed(gradient, version)):
                 self.clear()
-            return
+                break
         if self.holds_direction():
             raise RuntimeError(
                 f"{self.name}: .grad still holds the direction of the last step; call optimizer.zero_grad() before the "
                 "backward pass"
             )
-        # Zeroed in place, clipped or unscaled; the test makes the host wait, so it is for those cases alone.
-        if self._accumulated not in (None, gradient._version) and not gradient.any():
-            self.clear()
 
-    def _see(self, parameter: Tensor) -> None:
-        self._accumulated = None if parameter.grad is None else parameter.grad._version
+    def _see(self, place: int, parameter: Tensor) -> None:
+        self._accumulated[place] = None if parameter.grad is None else parameter.grad._version
 
     def holds_direction(self) -> bool:
-        """Whether ``.grad`` is as ``write`` has left it."""
-        if self._written is None or self._watched is None:
-            return False
-        gradient, version = self._written[0](), self._written[1]
-        return gradient is not None and self._watched.grad is gradient and gradient._version == version
+        """Whether a ``.grad`` is what ``write`` has left, perhaps clipped since; makes the host wait where one is."""
+        for place, (parameter, written) in enumerate(zip(self.parameters, self._written, strict=True)):
+            gradient = None if parameter is None else parameter.grad
+            if written is not None and gradient is not None and written() is gradient:
+                if not is_zero(gradient):
+                    return True
+                self._written[place] = None
+        return False
 
     @torch.no_grad()
     def write(self, directions: Sequence[Tensor | None]) -> None:
@@ -102,5 +109,18 @@ class Collector:
             if direction is not None and parameter is not None and parameter.grad is not None:
                 parameter.grad.copy_(direction)
         self.clear()
-        if self._watched is not None and self._watched.grad is not None:
-            self._written = weakref.ref(self._watched.grad), self._watched.grad._version
+        self._written = [None if p is None or p.grad is None else weakref.ref(p.grad) for p in self.parameters]
+
+
+def _is_zeroed(gradient: Tensor, version: int) -> bool:
+    """Whether a gradient is zero that had this version when it was accumulated.
+
+    Zeroed in place, clipped or unscaled it has another one. On a GPU the test makes the host wait, so it is for those
+    cases alone there, and ``.grad.data.zero_()``, which leaves the version as it is, goes unseen.
+    """
+    return (gradient._version != version or gradient.device.type == "cpu") and is_zero(gradient)
+
+
+def is_zero(gradient: Any) -> bool:
+    """Of a sharded one: this process's part."""
+    return not bool((gradient.to_local() if hasattr(gradient, "to_local") else gradient).any())

@@ -131,7 +131,7 @@ def convert(
     tau_prox: float = 1.0,
     optimization_mode: str = "prox_cg1",
     gram_reduction: str = "sum",
-    gram_budget: float = 2**27,
+    gram_budget: float | None = None,
     only: Selector | None = None,
     skip: Selector | None = None,
     overrides: Overrides | None = None,
@@ -156,8 +156,8 @@ def convert(
         optimization_mode: As for ``ProxPropLinear``, or ``'auto'``: ``'prox_exact'`` for layers whose Gram matrix AᵀA
             is no larger than ``gram_budget``, ``'prox_cg3'`` for the others, as the report says.
         gram_reduction: As for ``ProxPropLinear``; outside the paper, ``'mean'`` is the one to take.
-        gram_budget: Bytes; the default is a matrix of 4096 columns. (A batch of fewer rows needs less, but it is not
-            known here.)
+        gram_budget: Bytes, for ``'auto'``; by default 2²⁷, a matrix of 4096 columns. (A batch of fewer rows needs less,
+            but it is not known here.)
         only: Take only these layers: a regular expression, searched for in the dotted name (``re.search``), or a
             function of that name and the module. A module with several names is found by each of them.
         skip: Leave these alone.
@@ -182,14 +182,14 @@ def convert(
         raise TypeError(f"convert takes a torch.nn.Module, got {type(model).__name__}")
     settings = {"tau_prox": tau_prox, "optimization_mode": optimization_mode, "gram_reduction": gram_reduction}
     common = _checked(settings, "convert")
-    if not gram_budget >= 0:
+    if gram_budget is not None and not gram_budget >= 0:
         raise ValueError(f"convert: gram_budget must be a number of bytes, at least 0, got {gram_budget!r}")
     wanted = None if only is None else _matcher("only", only)
     unwanted = None if skip is None else _matcher("skip", skip)
     override, rules = _overrides(overrides)
 
     places = _places(model)
-    layers = []
+    layers, is_budget_read = [], False
     for place in places:
         reason = place.without_class()
         if reason is None and wanted and not wanted(place):
@@ -201,7 +201,8 @@ def convert(
         name, *other_names = place.names
         if not reason:
             if done["optimization_mode"] == _AUTO:
-                done["optimization_mode"] = "prox_exact" if place.gram_bytes() <= gram_budget else "prox_cg3"
+                budget, is_budget_read = 2**27 if gram_budget is None else gram_budget, True
+                done["optimization_mode"] = "prox_exact" if place.gram_bytes() <= budget else "prox_cg3"
             _check_together(done, place)
         layers.append(LayerReport(name, tuple(other_names), type(place.module).__name__, **done))
     report = ConversionReport(tuple(layers))
@@ -211,6 +212,8 @@ def convert(
         raise ValueError(f"convert: skip={skip!r} is found in no layer's name; there are {_first_names(layers)}")
     if not report.converted:
         raise ValueError(f"convert: nothing to convert{_why_nothing(report)}")
+    if gram_budget is not None and not is_budget_read:
+        raise ValueError("convert: gram_budget counts with optimization_mode='auto' alone, and no layer has that")
     for pattern, found in rules:
         if not any(found(place) for place, layer in zip(places, layers, strict=True) if layer.reason is None):
             names = _first_names(report.converted)

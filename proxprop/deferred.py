@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from proxprop.collector import Collector
+from proxprop.collector import Collector, is_zero
 from proxprop.design import CollectedDesign, accumulation_dtype
 from proxprop.function import no_autocast
 from proxprop.layers import ProxPropLayer
@@ -154,9 +154,9 @@ class _Solve:
         if self.collector.rows is not None:
             return self.collector.rows
         settings = self.layers[0]._proximal
-        held = any(p is not None and p.grad is not None for p in self.collector.parameters)
-        without = held and settings.mode.implicit and not self.collector.holds_direction()
-        return _NO_PASS if without else _NOT_CALLED
+        gradients = [p.grad for p in self.collector.parameters if p is not None and p.grad is not None]
+        without = settings.mode.implicit and bool(gradients) and not self.collector.holds_direction()
+        return _NOT_CALLED if not without or all(map(is_zero, gradients)) else _NO_PASS
 
 
 class DeferredStep:

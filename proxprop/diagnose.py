@@ -247,7 +247,8 @@ def _as_before(model: nn.Module) -> Iterator[None]:
                 module.training = flag
             for store, name, tensor, value, version in tensors:
                 store[name] = tensor  # type: ignore[assignment]  # each in the store that it comes from
-                if tensor._version != version:
+                # Kernels may write into a buffer and not say so, as that of batch norm does.
+                if tensor._version != version or not (tensor.requires_grad or torch.equal(tensor, value)):
                     with torch.no_grad():
                         tensor.copy_(value)
 
@@ -424,9 +425,9 @@ def _mean_eigenvalue(design: Design, gradient: Tensor) -> float:
     rank = design.groups * min(_rows(design, gradient), design.columns)
     if isinstance(design, MatrixDesign):
         return float(design.trace()) / rank
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     total = 0.0
     for _ in range(_PROBES):  # E‖Av‖² = trace(AᵀA) for entries ±1
-        signs = 2 * torch.randint(2, (1, 1, design.columns), generator=generator) - 1
+        signs = 2 * torch.randint(2, (1, 1, design.columns), generator=generator, device="cpu") - 1
         total += float(_norm(design.apply(design.unstack(signs.to(design.device, design.dtype)))) ** 2)
     return total / _PROBES / rank

@@ -102,9 +102,14 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors  # read once, as activation checkpointing asks
     inputs, saved = tensors[: ctx.input_count], tensors[ctx.input_count :]
     settings, mode = ctx.settings, ctx.settings.mode
-    asked, leaves = accumulating(ctx, sum(dtype is not None for dtype in ctx.dtypes))
+    asked, added, leaves = accumulating(ctx, sum(dtype is not None for dtype in ctx.dtypes))
     if not asked:  # of the parameters' directions: torch.autograd.grad with respect to an input
         return gradient, None, None, None, *(None for _ in inputs), *(None for _ in ctx.dtypes)
+    if mode.implicit and _is_batched(gradient):
+        raise RuntimeError(
+            "no proximal step of several gradients at a time (is_grads_batched, vmap over a backward pass); take them "
+            "one by one"
+        )
     if mode.implicit and settings.collector is None:
         warn_where_added(leaves)
     trained = ctx.needs_input_grad[-len(ctx.dtypes) :]
@@ -114,12 +119,18 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     with no_autocast(gradient.device.type):
         design = ctx.make_design(*inputs)
         if settings.collector is not None and mode.implicit:
-            settings.collector.add(ctx, design)
+            if added:  # and not torch.autograd.grad, whose gradients no step is taken with
+                settings.collector.add(ctx, design)
             computed = design.adjoint(gradient.to(design.dtype))
         else:
             computed = settings.direction(design, gradient.to(design.dtype), parameters)
         result = [d if d is None else d.to(t) for d, t in zip(computed, ctx.dtypes, strict=True)]
     return gradient, None, None, None, *(None for _ in inputs), *result
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:

@@ -34,7 +34,7 @@ from proxprop.design import (
 )
 from proxprop.function import NoStep, ProximalStep, Settings
 from proxprop.modes import check_together, parse_mode, parse_reduction, parse_tau
-from proxprop.rows import is_masking, masked_rows
+from proxprop.rows import check_recomputed, is_masking, masked_rows, see_without_gradients
 
 KNOWN = "Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding"
 """The layers of known structure, for error messages."""
@@ -181,7 +181,11 @@ class ProxPropLayer(nn.Module):
         if tracing or (torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()):  # or exporting
             return self._output(_detached(self._used()), *args, **kwargs)
         if not torch.is_grad_enabled():
+            if not torch.compiler.is_compiling():
+                see_without_gradients(self)
             return super().forward(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            check_recomputed(self)
         used = self._used()
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             # Tensors do not tell here whether one outside of the transform needs a gradient.
@@ -260,7 +264,10 @@ class ProxPropLayer(nn.Module):
         if all(t.is_leaf for t in tensors):
             return (), used
         if torch.compiler.is_compiling():
-            raise NoProximalStep("no proximal step for a weight that is computed from parameters in compiled code")
+            raise NoProximalStep(
+                "no proximal step for a weight that is computed from parameters in compiled code; "
+                "torch.compiler.disable(layer) leaves the layer uncompiled"
+            )
         if all(map(is_moved, tensors)):
             return (), used
         self._check_computed_mode()
@@ -446,6 +453,7 @@ class EmbeddingLayer(ProxPropLayer):
         return nn.functional.embedding(input, cast(Tensor, used["weight"]), self.padding_idx)
 
     def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
+        check_options(self)  # once more: they may be set at any time
         weight = cast(Tensor, detached["weight"])
         make_design = functools.partial(
             EmbeddingDesign,

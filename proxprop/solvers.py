@@ -76,7 +76,8 @@ class _Columns:
         self._damping = rules.damping / self._scale / self._scale  # in two steps: the square could underflow
         self._system, self._rules, self._outputs = system, rules, outputs
         self._p = self._r = system.vector(residual / self._scale, outputs)
-        self._initial = self._norm = self._total(dot(self._r.value, self._r.dual))
+        self._negligible: Tensor | float = 0.0
+        self._initial = self._norm = self._squared_norm()
         self._negligible = torch.finfo(self._norm.dtype).eps ** 2 * self._initial
         self._former: list[tuple[Vector, Tensor]] = []
         self._solution = solution[:, outputs].zero_()
@@ -100,9 +101,14 @@ class _Columns:
             for other, squared in self._former:
                 value.addcmul_(_divide(dot(value, other.dual), squared), other.value, value=-1)
         self._r = system.vector(value, self._outputs)
-        self._previous, self._norm = self._norm, self._total(dot(self._r.value, self._r.dual))
-        # A zero norm makes every further step length zero. NaN compares false and so stays NaN.
-        self._norm = self._norm.masked_fill(self._norm <= self._negligible, 0)
+        self._previous, self._norm = self._norm, self._squared_norm()
+
+    def _squared_norm(self) -> Tensor:
+        """Of the residual; 0 where it is rounding, which makes every further step length zero."""
+        norm = self._total(dot(self._r.value, self._r.dual))
+        noise = self._total(self._system.noise(self._r))
+        # NaN compares false and so stays NaN.
+        return norm.masked_fill((norm <= self._negligible) | (norm <= noise), 0)
 
     def norms(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the residuals, now and at first."""

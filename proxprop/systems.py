@@ -66,6 +66,9 @@ PROBES = 4
 LARGE = 1e8
 """From how many multiply-adds on float64 products for a right-hand side are worth avoiding."""
 
+ROUNDINGS = 8
+"""How many of them, of an entry's size, a sum over a batch may have."""
+
 BLOCK = 192
 """Of a factorisation, which from four of them on is faster in blocks than LAPACK's own, on a CPU."""
 
@@ -99,7 +102,7 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
         factor, info = torch.linalg.cholesky_ex(matrix)
         return factor, info
     factor = torch.empty_like(matrix)
-    failed = torch.zeros(factor.shape[0], dtype=torch.int32)
+    failed = torch.zeros(factor.shape[0], dtype=torch.int32, device=factor.device)
     for begin in range(0, n, BLOCK):
         end = begin + BLOCK
         for one, given in zip(factor, matrix, strict=True):
@@ -126,7 +129,8 @@ def trace(matrix: Tensor) -> float:
 
 def numbers_at_hand(tensor: Tensor) -> bool:
     """Whether Python may decide by the numbers in ``tensor``: nothing has to wait for them, nor is traced."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    is_fake = hasattr(tensor, "fake_mode")  # has a shape, and no numbers
+    return tensor.device.type == "cpu" and not is_fake and not torch.compiler.is_compiling()
 
 
 def _norm(parameters: Parameters) -> float:
@@ -135,7 +139,8 @@ def _norm(parameters: Parameters) -> float:
 
 def _signs(count: int, size: int) -> Tensor:
     """Numbers ±1, always the same."""
-    return torch.randint(2, (count, size), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(2, (count, size), generator=generator, device="cpu") * 2 - 1
 
 
 class System(abc.ABC):
@@ -157,6 +162,10 @@ class System(abc.ABC):
     def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
         """``value`` with its dual; where it is ``separable``, also of some ``outputs`` of each group alone."""
         return Vector(value, value)
+
+    def noise(self, v: Vector) -> Tensor:
+        """What rounding may make of ⟨V, V⟩ in every column, ``[g, o, 1]``, where V stands for nothing."""
+        return torch.zeros_like(v.value[..., :1])
 
     @abc.abstractmethod
     def image(self, p: Vector) -> Tensor:
@@ -269,7 +278,7 @@ class DirectSystem(GramSystem):
     def _correction(self, factor: Tensor, value: Tensor) -> Tensor:
         """What is missing to the solution, by its residual."""
         output = self.design.apply(tuple(p if p is None else p.to(self.design.dtype) for p in self.parameters(value)))
-        right = self._right(self.gradient.reshape(output.shape) - output, value.dtype, precise=False)
+        right = self._right(self.design.as_applied(self.gradient) - output, value.dtype, precise=False)
         return self._solution(factor, torch.add(right, value, alpha=-self.beta))
 
     def _of_outputs(self, weights: Tensor) -> DirectSystem:
@@ -387,11 +396,20 @@ class Dual(DirectSystem):
         super().__init__(design, beta)
         self.gradient, self.single = gradient, single
         self.residual = self._right(gradient, gradient.dtype, precise=False)  # [g, o, m]
+        self._rounding: Tensor | None = None
 
     def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
         if self.matrix is None:
             self.matrix = self.design.kernel(self.residual.dtype)
         return Vector(value, value @ self.matrix)
+
+    def noise(self, v: Vector) -> Tensor:
+        """Of a value in the null space of AAᵀ: its product with AAᵀ is rounding, and may be negative."""
+        if self._rounding is None:
+            assert self.matrix is not None
+            size = torch.linalg.matrix_norm(self.matrix) / self.design.rows
+            self._rounding = ROUNDINGS * torch.finfo(size.dtype).eps * size[:, None, None]
+        return self._rounding * dot(v.value, v.value)
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.dual

@@ -968,3 +968,13 @@ def test_the_budget_counts_the_matrix_that_a_step_makes(layer, shape):
     for budget, mode in ((size, "prox_exact"), (size - 1, "prox_cg3")):
         convert(layer, optimization_mode="auto", gram_budget=budget)
         assert layer.optimization_mode == mode
+
+
+def test_a_budget_that_nothing_reads():
+    model = nn.Sequential(nn.Linear(3, 2))
+    with pytest.raises(
+        ValueError, match="gram_budget counts with optimization_mode='auto' alone, and no layer has that"
+    ):
+        convert(model, optimization_mode="prox_exact", gram_budget=1e6)
+    assert type(model[0]) is nn.Linear
+    convert(model, gram_budget=1e6, overrides={"0": {"optimization_mode": "auto"}})

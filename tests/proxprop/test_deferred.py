@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 from transformers_like import Conv1D
 
 import proxprop.additive
@@ -815,3 +816,122 @@ def test_a_mask_that_fits_nothing_is_told():
     with row_mask(torch.ones(16, 4, dtype=torch.bool)), torch.no_grad():
         layer(x)
     layer(x)
+
+
+@pytest.mark.parametrize("asked", ["weight", "bias", "both"])
+def test_gradients_that_are_only_asked_for_have_no_part_in_the_step(asked):
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    other = torch.randn_like(x)
+    reference = reference_of(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    parameters = {"weight": [layer.weight], "bias": [layer.bias], "both": list(layer.parameters())}[asked]
+    torch.autograd.grad((layer(other) * gradient).sum(), parameters)
+    layer(x).backward(gradient)
+    torch.autograd.grad((layer(other) * gradient).sum(), parameters)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_layers_that_are_thawed_later():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = reference_of(layer, [x], gradient, 0.7)
+    layer.requires_grad_(False)
+    deferred = defer(layer)
+    layer.requires_grad_(True)
+    layer(torch.randn_like(x)).backward(gradient)
+    layer.zero_grad()  # and no step
+    layer(x).backward(gradient)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+    with pytest.raises(RuntimeError, match=r"\.grad still holds the direction of the last step"):
+        layer(x).backward(gradient)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_parameter_that_is_thawed_between_steps(frozen):
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = reference_of(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    getattr(layer, frozen).requires_grad_(False)
+    layer(x).backward(gradient)
+    deferred.solve()
+    layer.zero_grad()
+    getattr(layer, frozen).requires_grad_(True)
+    layer(torch.randn_like(x)).backward(gradient)
+    layer.zero_grad()
+    layer(x).backward(gradient)
+    deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_gradients_zeroed_unseen():
+    """``.data.zero_()`` leaves a tensor's version as it is."""
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    reference = reference_of(layer, [x], gradient, 0.7)
+    deferred = defer(layer)
+    for step in (False, True):
+        layer(torch.randn_like(x)).backward(gradient)
+        if step:
+            deferred.solve()
+        for parameter in layer.parameters():
+            parameter.grad.data.zero_()
+        layer(x).backward(gradient)
+        deferred.solve()
+        assert oracle.relative_error(gradients(layer), reference) < 1e-9
+        layer.zero_grad()
+
+
+def test_a_clipped_direction_is_one_still():
+    layer, x, gradient = case("Gram matrix is held", "prox_exact")
+    deferred = defer(layer)
+    layer(x).backward(gradient)
+    deferred.solve()
+    torch.nn.utils.clip_grad_norm_(layer.parameters(), 1e-3)
+    with pytest.raises(RuntimeError, match=r"\.grad still holds the direction of the last step"):
+        layer(x).backward(gradient)
+
+
+def test_gradients_of_zero_need_no_pass():
+    """A layer that is skipped in a step, with gradients that were zeroed in place."""
+    used, skipped = ProxPropLinear(3, 2), ProxPropLinear(3, 2)
+    deferred = defer(nn.ModuleList([used, skipped]))
+    (used(torch.ones(4, 3)) + skipped(torch.ones(4, 3))).sum().backward()
+    deferred.solve()
+    for parameter in (*used.parameters(), *skipped.parameters()):
+        parameter.grad.zero_()
+    used(torch.ones(4, 3)).sum().backward()
+    deferred.solve()
+    assert not skipped.weight.grad.any()
+
+
+def test_a_default_device_that_is_not_the_models():
+    layer = ProxPropLinear(900, 2, optimization_mode="prox_exact", dtype=torch.float64)
+    x = torch.randn(1200, 900, dtype=torch.float64)
+    reference = oracle.exact(layer, [x], torch.ones(1200, 2, dtype=torch.float64), 1.0)
+    deferred = defer(layer)
+    with torch.device("meta"):
+        layer(x).sum().backward()
+        deferred.solve()
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_a_mask_that_checkpointing_would_lose():
+    torch.manual_seed(0)
+    layer, mask = ProxPropLinear(5, 3, optimization_mode="prox_exact"), torch.arange(16) < 9
+    x = torch.randn(16, 5, requires_grad=True)
+    with torch.no_grad(), row_mask(mask):
+        layer(x)
+    with row_mask(mask):
+        layer(x)[mask].sum().backward()
+        expected = gradients(layer)
+        layer.zero_grad()
+        output = checkpoint(layer, x, use_reentrant=False)
+    output[mask].sum().backward()
+    assert oracle.relative_error(gradients(layer), expected) < 1e-6
+    with row_mask(mask):
+        output = checkpoint(layer, x, use_reentrant=True)
+    with pytest.raises(
+        RuntimeError, match="row_mask: ProxPropLinear is recomputed outside of its mask; take checkpoint"
+    ):
+        output[mask].sum().backward()
+    checkpoint(layer, x, use_reentrant=True).sum().backward()  # of a pass without a mask

@@ -498,3 +498,13 @@ def test_one_clear_line(tool, model, loss_fn, error, words):
 def test_a_scale_that_is_none(scale):
     with pytest.raises(ValueError, match=r"^suggest_tau: scale must be a positive finite number, got"):
         suggest_tau(ProxPropLinear(3, 2), torch.randn(4, 3), lambda m, x: m(x).sum(), scale=scale)
+
+
+def test_running_statistics_stay():
+    """Their kernel does not count its writes as changes of the tensor."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.InstanceNorm2d(8, track_running_stats=True))
+    proxprop.convert(model)
+    batch, before = torch.randn(16, 3, 8, 8), state(model)
+    for look in (diagnose, suggest_tau):
+        look(model, batch, lambda model, batch: model(batch).square().mean())
+        assert all(torch.equal(buffer, value) for buffer, value in before["buffers"].values())

@@ -6,7 +6,9 @@ import oracle
 import pytest
 import torch
 from test_directions import LAYERS, expected, prepared
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from proxprop import ProxPropLinear
 from proxprop.choice import iterative_system
 from proxprop.cost import COSTS
 from proxprop.solvers import CGRules, conjugate_gradients
@@ -112,3 +114,29 @@ def test_the_user_can_steer_the_choice(monkeypatch, name, costs, form):
     layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
     monkeypatch.setitem(COSTS, "cpu", dataclasses.replace(COSTS["cpu"], **costs))
     assert type(iterative_system(design_of(layer, x), gradient, 1 / TAU, 10)) is form
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["prox_cg3", "prox_cg5", "prox_cg10", "prox_cg20"])
+@pytest.mark.parametrize(
+    ("rows", "columns", "tau", "value"), [(32, 200, 0.05, 0.0), (128, 500, 1.0, 0.0), (32, 200, 0.05, 1.0)]
+)
+def test_inputs_that_span_one_dimension(rows, columns, tau, value, mode, dtype):
+    """Dead units, or a constant: all but one dimension of the dual form stand for nothing, and must stay so."""
+    for seed in range(12):
+        torch.manual_seed(seed)
+        layer = ProxPropLinear(columns, 50, tau_prox=tau, optimization_mode=mode, dtype=dtype)
+        x, gradient = torch.full((rows, columns), value, dtype=dtype), torch.randn(rows, 50, dtype=dtype)
+        layer(x).backward(gradient)
+        # One eigenvalue, m·(d·value² + 1), so that the first iteration is exact.
+        expected = gradient.double().sum(0) / (rows * (columns * value**2 + 1) + 1 / tau)
+        error = (layer.bias.grad.double() - expected).abs().max() / expected.abs().max()
+        assert error < (1e-3 if dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3"])
+def test_tensors_without_numbers(mode):
+    with FakeTensorMode():
+        layer = ProxPropLinear(400, 300, optimization_mode=mode)
+        layer(torch.randn(500, 400)).sum().backward()
+    assert layer.weight.grad.shape == layer.weight.shape

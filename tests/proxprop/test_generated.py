@@ -6,7 +6,7 @@ import torch
 from test_directions import GENERATED, expected
 from torch import nn
 
-from proxprop import ProxPropLinear, proxprop_module_generator
+from proxprop import ProxPropEmbedding, ProxPropLinear, proxprop_module_generator
 
 
 @pytest.fixture
@@ -204,3 +204,11 @@ def test_replaced_tensors_are_back_after_a_module_fails():
     with pytest.raises(ArithmeticError, match="the module's own error"):
         layer(torch.randn(6, 4))
     assert layer.weight is before
+
+
+def test_an_option_that_is_set_later():
+    layer = ProxPropEmbedding(5, 3)
+    layer(torch.tensor([0, 1]))
+    layer.max_norm = 1.0
+    with pytest.raises(TypeError, match=r"ProxPropEmbedding: max_norm=1\.0 changes the parameters"):
+        layer(torch.tensor([0, 1]))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_directions import directions
 
-from proxprop import ProxPropConv2d, ProxPropLinear, choice, systems
+from proxprop import ProxPropConv2d, ProxPropLinear, choice, row_mask, systems
 from proxprop.design import LinearDesign
 from proxprop.systems import Dual, Primal
 
@@ -156,3 +156,21 @@ def test_what_is_factorised_is_as_it_was():
     factor, _ = systems.factorised(matrix, 0.3)
     assert torch.equal(matrix, kept)
     assert torch.allclose(factor @ factor.mT, kept + 0.3 * torch.eye(4).double())
+
+
+def test_a_mask_and_a_refinement():
+    torch.manual_seed(0)
+    x = torch.randn(1200, 600) @ torch.diag(torch.logspace(0, -4, 600)) @ torch.linalg.qr(torch.randn(600, 600))[0]
+    mask, gradient = torch.arange(1200) < 1100, torch.randn(1200, 20)
+    layers = [ProxPropLinear(600, 20, tau_prox=10.0, optimization_mode="prox_exact") for _ in range(2)]
+    corrections = []
+    with pytest.MonkeyPatch.context() as patch:
+        correct = systems.DirectSystem._correction
+        patch.setattr(systems.DirectSystem, "_correction", lambda *a: corrections.append(a) or correct(*a))
+        with row_mask(mask):
+            output = layers[0](x)
+        output.backward(gradient)
+    layers[1].double()(x[mask].double()).backward(gradient[mask].double())
+    assert any(value.shape[1] == 20 for _, _, value in corrections)  # of all outputs, not of a few sums
+    for one, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        assert (one.grad - other.grad).norm() < 1e-3 * other.grad.norm()

@@ -323,3 +323,13 @@ def test_tensor_parallel_layers(tmp_path):
             model(x).sum().backward()
     finally:
         distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2"])
+@pytest.mark.parametrize("make", [lambda **k: ProxPropLinear(4, 3, **k), lambda **k: ProxPropConv1d(2, 3, 3, **k)])
+def test_no_step_of_several_gradients_at_a_time(make, mode):
+    layer = make(optimization_mode=mode)
+    output = layer(torch.randn(5, 4) if isinstance(layer, torch.nn.Linear) else torch.randn(5, 2, 6))
+    seeds = torch.randn(2, *output.shape)
+    with pytest.raises(RuntimeError, match="no proximal step of several gradients at a time"):
+        torch.autograd.grad(output, [layer.weight], seeds, is_grads_batched=True)
