@@ -45,11 +45,11 @@ def own_page(figure: Figure, runs: Runs, quiet: Sequence[RecordedRun]) -> Page:
 
 
 def published_page(figure: Figure, runs: Runs, published: Runs, quiet: Sequence[RecordedRun]) -> Page:
-    """The figure with the published solver's curves, dashed, beside ours.
+    """The figure with the published solver's curves, dashed, beside BackProp and ours.
 
-    The published solver is a conjugate gradient, so of ours the others are left out.
+    The published solver is a conjugate gradient, so of ours exact is left out.
     """
-    compared = [curve for curve in figure.curves if curve.style.startswith("cg")]
+    compared = [curve for curve in figure.curves if curve.style.startswith("cg") or not curve.is_proxprop]
     drawn = [
         Drawn(curve, source[curve.run], published=source is published)
         for curve in compared
@@ -57,9 +57,10 @@ def published_page(figure: Figure, runs: Runs, published: Runs, quiet: Sequence[
         if curve.run in source
     ]
     names = [curve.run for curve in compared]
+    solved = [curve.run for curve in compared if curve.is_proxprop]
     bands = band_note(len(item.group.runs) for item in drawn)
     notes = [
-        joined(bands, status_note(names, runs), status_note(names, published, " (published solver)")),
+        joined(bands, status_note(names, runs), status_note(solved, published, " (published solver)")),
         _about_seconds(figure, drawn, quiet),
     ]
     title = f"{figure.title}, with the published solver"
