@@ -30,9 +30,9 @@ class Collector:
         """Whether weight and bias are trained in what the step will be taken on, so that rows are counted alone; None
         where design matrices are wanted."""
         self._era = object()
-        # Of each parameter: the version of its gradient after the last accumulation, and the last step's direction.
+        # Of each parameter: the version of its gradient after the last accumulation; the last direction, with its own.
         self._accumulated: list[int | None] = [None for _ in self.parameters]
-        self._written: list[weakref.ref[Tensor] | None] = [None for _ in self.parameters]
+        self._written: list[tuple[weakref.ref[Tensor], int] | None] = [None for _ in self.parameters]
         self._hooks: dict[int, Any] = {}
 
     def close(self) -> None:
@@ -49,7 +49,8 @@ class Collector:
     def _watch(self, trained: Sequence[bool]) -> None:
         """Have the accumulations of those parameters seen."""
         for place, (parameter, train) in enumerate(zip(self.parameters, trained, strict=True)):
-            if train and parameter is not None and place not in self._hooks:
+            # It may have been frozen since the forward pass.
+            if train and parameter is not None and parameter.requires_grad and place not in self._hooks:
                 see = functools.partial(self._see, place)
                 self._hooks[place] = parameter.register_post_accumulate_grad_hook(see)  # type: ignore[no-untyped-call]
 
@@ -64,7 +65,7 @@ class Collector:
             return
         if not isinstance(design, MatrixDesign):
             raise RuntimeError(f"{self.name}: a deferred step needs a weight that is a parameter")
-        self._check_gradients()
+        self._check_gradients(design.trained)
         self._watch(design.trained)
         node.collected_in = self._era
         self.rows = (self.rows or 0) + design.rows
@@ -76,51 +77,50 @@ class Collector:
             raise RuntimeError(f"{self.name}: other parameters are trained than in the passes before, within one step")
         self.design.add(design)
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, trained: Sequence[bool]) -> None:
         """Forget passes whose gradients were zeroed (a step was skipped); refuse to add gradients to a direction."""
-        for parameter, version in zip(self.parameters, self._accumulated, strict=True):
-            gradient = None if parameter is None else parameter.grad
-            if version is not None and (gradient is None or _is_zeroed(gradient, version)):
-                self.clear()
-                break
-        if self.holds_direction():
+        seen = [
+            (None if parameter is None else parameter.grad, version)
+            for parameter, version in zip(self.parameters, self._accumulated, strict=True)
+            if version is not None
+        ]
+        if any(gradient is None for gradient, _ in seen):
+            self.clear()
+        if self.holds_direction(trained):
             raise RuntimeError(
                 f"{self.name}: .grad still holds the direction of the last step; call optimizer.zero_grad() before the "
                 "backward pass"
             )
+        # Zeroed in place, clipped or unscaled; the test makes the host wait, so it is for those cases alone.
+        if seen and all(g is not None and g._version != version and not g.any() for g, version in seen):
+            self.clear()
 
     def _see(self, place: int, parameter: Tensor) -> None:
         self._accumulated[place] = None if parameter.grad is None else parameter.grad._version
 
-    def holds_direction(self) -> bool:
-        """Whether a ``.grad`` is what ``write`` has left, perhaps clipped since; makes the host wait where one is."""
-        for place, (parameter, written) in enumerate(zip(self.parameters, self._written, strict=True)):
+    def holds_direction(self, trained: Sequence[bool]) -> bool:
+        """Whether a ``.grad`` of those parameters is as ``write`` has left it."""
+        for place, (parameter, written, train) in enumerate(zip(self.parameters, self._written, trained, strict=True)):
             gradient = None if parameter is None else parameter.grad
-            if written is not None and gradient is not None and written() is gradient:
-                if not is_zero(gradient):
-                    return True
-                self._written[place] = None
+            if written is None or not train:
+                continue
+            if gradient is not None and written[0]() is gradient and gradient._version == written[1]:
+                return True
+            self._written[place] = None
         return False
 
     @torch.no_grad()
     def write(self, directions: Sequence[Tensor | None]) -> None:
         """Put directions in place of the gradients, in their memory."""
-        for parameter, direction in zip(self.parameters, directions, strict=True):
+        for place, (parameter, direction) in enumerate(zip(self.parameters, directions, strict=True)):
+            self._written[place] = None
             if direction is not None and parameter is not None and parameter.grad is not None:
                 parameter.grad.copy_(direction)
+                self._written[place] = weakref.ref(parameter.grad), parameter.grad._version
         self.clear()
-        self._written = [None if p is None or p.grad is None else weakref.ref(p.grad) for p in self.parameters]
-
-
-def _is_zeroed(gradient: Tensor, version: int) -> bool:
-    """Whether a gradient is zero that had this version when it was accumulated.
-
-    Zeroed in place, clipped or unscaled it has another one. On a GPU the test makes the host wait, so it is for those
-    cases alone there, and ``.grad.data.zero_()``, which leaves the version as it is, goes unseen.
-    """
-    return (gradient._version != version or gradient.device.type == "cpu") and is_zero(gradient)
 
 
 def is_zero(gradient: Any) -> bool:
     """Of a sharded one: this process's part."""
-    return not bool((gradient.to_local() if hasattr(gradient, "to_local") else gradient).any())
+    local: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return local.device.type != "meta" and not bool(local.any())

@@ -155,7 +155,7 @@ class _Solve:
             return self.collector.rows
         settings = self.layers[0]._proximal
         gradients = [p.grad for p in self.collector.parameters if p is not None and p.grad is not None]
-        without = settings.mode.implicit and bool(gradients) and not self.collector.holds_direction()
+        without = settings.mode.implicit and bool(gradients) and not self.collector.holds_direction((True, True))
         return _NOT_CALLED if not without or all(map(is_zero, gradients)) else _NO_PASS
 
 

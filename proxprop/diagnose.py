@@ -247,10 +247,15 @@ def _as_before(model: nn.Module) -> Iterator[None]:
                 module.training = flag
             for store, name, tensor, value, version in tensors:
                 store[name] = tensor  # type: ignore[assignment]  # each in the store that it comes from
-                # Kernels may write into a buffer and not say so, as that of batch norm does.
-                if tensor._version != version or not (tensor.requires_grad or torch.equal(tensor, value)):
+                if tensor._version != version or _changed_unseen(tensor, value):
                     with torch.no_grad():
                         tensor.copy_(value)
+
+
+def _changed_unseen(tensor: Tensor, before: Tensor) -> bool:
+    """Kernels may write into a buffer and not say so, as that of batch norm does."""
+    is_dense = tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.is_contiguous()
+    return is_dense and not tensor.requires_grad and not torch.equal(tensor, before)
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:

@@ -34,7 +34,7 @@ from proxprop.design import (
 )
 from proxprop.function import NoStep, ProximalStep, Settings
 from proxprop.modes import check_together, parse_mode, parse_reduction, parse_tau
-from proxprop.rows import check_recomputed, is_masking, masked_rows, see_without_gradients
+from proxprop.rows import is_masking, masked_rows
 
 KNOWN = "Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding"
 """The layers of known structure, for error messages."""
@@ -181,11 +181,7 @@ class ProxPropLayer(nn.Module):
         if tracing or (torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()):  # or exporting
             return self._output(_detached(self._used()), *args, **kwargs)
         if not torch.is_grad_enabled():
-            if not torch.compiler.is_compiling():
-                see_without_gradients(self)
             return super().forward(*args, **kwargs)
-        if not torch.compiler.is_compiling():
-            check_recomputed(self)
         used = self._used()
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             # Tensors do not tell here whether one outside of the transform needs a gradient.

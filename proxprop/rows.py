@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import weakref
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclasses.dataclass
@@ -23,10 +22,6 @@ class _Mask:
 
 
 _active: _Mask | None = None  # no context variable, which compilers do not know
-
-
-_masked_before: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Layers whose last forward pass without gradients had a mask."""
 
 
 @contextlib.contextmanager
@@ -65,31 +60,6 @@ def row_mask(mask: Tensor) -> Iterator[None]:
             )
     finally:
         _active = before
-
-
-def see_without_gradients(layer: nn.Module) -> None:
-    """Remember whether a forward pass of ``layer`` without gradients had a mask: it may be one that is recomputed."""
-    if _active is not None:
-        _masked_before.add(layer)
-    elif _masked_before:
-        _masked_before.discard(layer)
-
-
-def check_recomputed(layer: nn.Module) -> None:
-    """Refuse a forward pass within a backward pass that has lost its mask.
-
-    Raises:
-        RuntimeError: as activation checkpointing does so that re-enters autograd.
-    """
-    if not _masked_before:
-        return
-    if torch._C._current_graph_task_id() == -1:  # a pass of its own
-        _masked_before.discard(layer)
-    elif _active is None and layer in _masked_before:
-        raise RuntimeError(
-            f"row_mask: {type(layer).__name__} is recomputed outside of its mask; take checkpoint(..., "
-            "use_reentrant=False)"
-        )
 
 
 def is_masking() -> bool:

@@ -66,9 +66,6 @@ PROBES = 4
 LARGE = 1e8
 """From how many multiply-adds on float64 products for a right-hand side are worth avoiding."""
 
-ROUNDINGS = 8
-"""How many of them, of an entry's size, a sum over a batch may have."""
-
 BLOCK = 192
 """Of a factorisation, which from four of them on is faster in blocks than LAPACK's own, on a CPU."""
 
@@ -407,8 +404,10 @@ class Dual(DirectSystem):
         """Of a value in the null space of AAᵀ: its product with AAᵀ is rounding, and may be negative."""
         if self._rounding is None:
             assert self.matrix is not None
-            size = torch.linalg.matrix_norm(self.matrix) / self.design.rows
-            self._rounding = ROUNDINGS * torch.finfo(size.dtype).eps * size[:, None, None]
+            limits = torch.finfo(self.matrix.dtype)
+            largest = self.matrix.abs().amax((-2, -1), keepdim=True).clamp(min=limits.tiny)
+            size = largest * torch.linalg.matrix_norm(self.matrix / largest, keepdim=True)  # its square could overflow
+            self._rounding = limits.eps / self.design.rows * size
         return self._rounding * dot(v.value, v.value)
 
     def gram_times(self, p: Vector) -> Tensor:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from proxprop.design.base import SYMMETRIC, MatrixDesign, Parameters, accumulation_dtype, symmetric_product
-from proxprop.design.image_gram import ENTRY_COST, PixelGram, cheapest_gram, output_positions, patch_sums, patches
+from proxprop.design.image_gram import (
+    ENTRY_COST,
+    ImageGram,
+    PixelGram,
+    cheapest_gram,
+    output_positions,
+    patch_sums,
+    patches,
+)
 from proxprop.design.shared import SharedProducts
 
 PATCH_ELEMENTS = 2**26
@@ -104,7 +112,7 @@ class ConvDesign(MatrixDesign):
         self.positions = output_positions(padded, *self._taps)
         self.rows = batched.shape[0] * math.prod(self.positions)
         shape = tuple(self.input.shape)
-        self._form = cheapest_gram(shape, self.padding, *self._taps, geometry.groups)
+        self._form: ImageGram = cheapest_gram(shape, self.padding, *self._taps, geometry.groups)
 
     @property
     def _taps(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -503,8 +503,11 @@ def test_a_scale_that_is_none(scale):
 def test_running_statistics_stay():
     """Their kernel does not count its writes as changes of the tensor."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.InstanceNorm2d(8, track_running_stats=True))
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.register_buffer("expanded", torch.tensor(math.nan).expand(3))
     proxprop.convert(model)
-    batch, before = torch.randn(16, 3, 8, 8), state(model)
+    batch = torch.randn(16, 3, 8, 8)
+    before = {"buffers": {name: (b, b.clone()) for name, b in model.named_buffers() if "running" in name}}
     for look in (diagnose, suggest_tau):
         look(model, batch, lambda model, batch: model(batch).square().mean())
         assert all(torch.equal(buffer, value) for buffer, value in before["buffers"].values())

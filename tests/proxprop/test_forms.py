@@ -123,7 +123,7 @@ def test_the_user_can_steer_the_choice(monkeypatch, name, costs, form):
 )
 def test_inputs_that_span_one_dimension(rows, columns, tau, value, mode, dtype):
     """Dead units, or a constant: all but one dimension of the dual form stand for nothing, and must stay so."""
-    for seed in range(12):
+    for seed in range(4):
         torch.manual_seed(seed)
         layer = ProxPropLinear(columns, 50, tau_prox=tau, optimization_mode=mode, dtype=dtype)
         x, gradient = torch.full((rows, columns), value, dtype=dtype), torch.randn(rows, 50, dtype=dtype)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_directions import LAYERS, directions, expected, prepared
 
-from proxprop import ProxPropConv2d, cost
+from proxprop import ProxPropConv2d, ProxPropConvTranspose2d, cost
 from proxprop.design import ConvDesign, ConvGeometry
 from proxprop.design.image_gram import (
     FORMS,
@@ -130,4 +130,14 @@ def test_directions_where_taps_read_only_zeros(groups, mode):
     )
     actual = directions(layer, [x], gradient)
     assert not actual["weight"][:, :, 0].any()
+    assert oracle.relative_error(actual, expected(layer, [x], gradient, mode, 0.7)) < 1e-9
+
+
+@pytest.mark.parametrize("mode", ["prox_cg3", "prox_exact"])
+def test_transposed_convolutions_of_many_channels(mode):
+    """Whose stacked parameters have another layout than the order of taps before channels."""
+    layer, x, gradient = prepared(
+        lambda **k: ProxPropConvTranspose2d(64, 2, 3, padding=1, **k), (32, 64, 6, 6), mode, 0.7
+    )
+    actual = directions(layer, [x], gradient)
     assert oracle.relative_error(actual, expected(layer, [x], gradient, mode, 0.7)) < 1e-9
