@@ -11,6 +11,9 @@ from torch import Tensor
 from proxprop.design.base import ROWS_IN_WORKING_PRECISION, SYMMETRIC, accumulation_dtype, symmetric_product
 from proxprop.design.image_gram.base import ENTRY_COST, ImageGram, patches
 
+FEWEST_COLUMNS = 48
+"""With fewer, products are too small to be fast."""
+
 
 class Im2colGram(ImageGram):
     """Computes AᵀA from patches, some images at a time."""
@@ -19,6 +22,9 @@ class Im2colGram(ImageGram):
 
     @property
     def cost(self) -> float:
+        """Infinite where products would be small."""
+        if self.columns < FEWEST_COLUMNS:
+            return math.inf
         rows, columns = self.batch * math.prod(self.positions), self.columns
         products = rows * columns**2 * (SYMMETRIC if self.groups == 1 else 1.0)
         return self.groups * (products + ENTRY_COST * (2 * rows * columns + columns**2))
