@@ -11,7 +11,7 @@ from torch import Tensor
 from proxprop.design.base import ROWS_IN_WORKING_PRECISION, SYMMETRIC, accumulation_dtype, symmetric_product
 from proxprop.design.image_gram.base import ENTRY_COST, ImageGram, patches
 
-FEWEST_COLUMNS = 48
+FEWEST_CHANNELS = 48
 """With fewer, products are too small to be fast."""
 
 
@@ -23,7 +23,7 @@ class Im2colGram(ImageGram):
     @property
     def cost(self) -> float:
         """Infinite where products would be small."""
-        if self.columns < FEWEST_COLUMNS:
+        if self.channels < FEWEST_CHANNELS:
             return math.inf
         rows, columns = self.batch * math.prod(self.positions), self.columns
         products = rows * columns**2 * (SYMMETRIC if self.groups == 1 else 1.0)

@@ -35,7 +35,11 @@ class PairGram(ImageGram):
         return self.groups * (total + ENTRY_COST * entries)
 
     def __call__(self, image: Tensor) -> Tensor:
-        pixels = image.reshape(self.batch, self.groups, -1).permute(1, 2, 0).contiguous()  # [g, c·pixels, N]
+        pixels = (
+            image.reshape(self.batch, self.groups, self.channels * math.prod(self.shape[2:]))
+            .permute(1, 2, 0)
+            .contiguous()
+        )  # [g, c·pixels, N]
         bytes_each = 8 * pixels.shape[1] ** 2
         at_once = max(1, cost_model(image.device).working_set // bytes_each)
         counts = [self._counts(axis, image) for axis in range(len(self.shape) - 2)]

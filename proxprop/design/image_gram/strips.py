@@ -24,7 +24,7 @@ from proxprop.design.base import ROWS_IN_WORKING_PRECISION, accumulation_dtype
 from proxprop.design.image_gram.base import ENTRY_COST, ImageGram
 
 MATRIX_COST = 1e5
-"""What one more matrix of a batched product costs, in multiply-adds (measured on a CPU)."""
+"""What one more matrix of a batched product costs where there are many groups, in multiply-adds (measured on a CPU)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class StripGram(ImageGram):
         tiles = -(-self.positions[-1] // width)
         terms = self.batch * tiles + ENTRY_COST * -(-tiles // self._tiles_at_once)
         offsets = (math.prod([2 * taps - 1 for taps in self.kernel[:-1]]) + 1) // 2
-        products = terms * (self.channels * self._span(width)) ** 2 + MATRIX_COST
+        products = terms * (self.channels * self._span(width)) ** 2 + (MATRIX_COST if self.groups > 1 else 0.0)
         elements = self.batch * self.channels * math.prod(self.padded_size)
         return self.groups * (math.prod(self._outer_size) * offsets * products + ENTRY_COST * elements)
 
