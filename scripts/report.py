@@ -1,14 +1,16 @@
-"""Fills the numbers into docs/reproduction.md, the report on what was reproduced, from docs/reproduction.in.md.
+"""Fills the numbers into docs/reproduction.md and docs/rivals.md, from docs/reproduction.in.md and docs/rivals.in.md.
 
 python scripts/report.py
 
-In the template {{FOLDER NUMBER}} stands for a number of the run in results/FOLDER, over its seeds where there are some:
+In a template {{FOLDER NUMBER}} stands for a number of the run in results/FOLDER, over its seeds where there are some:
 
     {{cpu-50-epochs/paper/mlp_sgd_cg3 train_loss}}     after the last epoch; train_loss@5: after epoch 5
     {{cpu-50-epochs/paper/mlp_sgd_cg3 val_accuracy}}   likewise; best_val_accuracy and best_val_accuracy@5: until then
     {{cpu-50-epochs/paper/mlp_sgd_cg3 test_accuracy}}  after the last epoch
     {{table1}}, {{tau_prox}}                           the paper's Table 1 beside the measured one; the sweep over τ_θ
     {{ablation mlp}}, {{ablation convnet}}             what each deviation of the published solver does
+    {{rivals mlp}}, {{rivals convnet}}                 other optimizers beside ProxProp, the best ones first
+    {{search mlp}}, {{search convnet}}                 how their learning rates were chosen
     {{left}}                                           what is left of scripts/full_length.py
 
 A run that is not there, or not over, is a dash.
@@ -30,16 +32,18 @@ from experiments.command.errors import RecordError
 from experiments.folder.read import RecordedRun, find_runs, read_run
 from scripts.full_length import UNITS
 from scripts.full_length import table as left_table
-from scripts.plots import ablation, sweep_table, table1
+from scripts.plots import ablation, rivals, sweep_table, table1
 from scripts.plots.output import write
 from scripts.plots.runs import Replicates, load_runs
 from scripts.plots.sweep import Question, answer
 from scripts.plots.table import cell
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATE, REPORT = ROOT / "docs" / "reproduction.in.md", ROOT / "docs" / "reproduction.md"
+REPORTS = {path: path.with_name(path.name.replace(".in.", ".")) for path in sorted((ROOT / "docs").glob("*.in.md"))}
+"""Each by its template."""
 TABLE_1, TAU_PROX = "cpu-50-epochs/table1", "cpu-10-epochs/tau_prox"
 ABLATION = "cpu-5-epochs/ablation"
+RIVALS = "cpu-rivals"
 MISSING = "–"
 
 Groups = Callable[[Path], dict[str, Replicates]]
@@ -67,6 +71,13 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
         case ["ablation", network]:
             over = _runs_over(results / f"{ABLATION}_{network}")
             return ablation.to_markdown(ablation.read_parts(over)[network]).rstrip() if over else MISSING
+        case ["rivals", network]:
+            over = _groups(results / RIVALS / network)
+            costs = rivals.Costs.read(results / RIVALS / "costs.json") if over else rivals.Costs()
+            return rivals.to_markdown(rivals.by_network(over.values(), costs)[network]).rstrip() if over else MISSING
+        case ["search", network]:
+            runs = _runs_over(results / RIVALS / f"search_{network}")
+            return rivals.search_to_markdown(runs).rstrip() if runs else MISSING
         case ["left"]:
             return left_table({unit.title: unit.runs([], results) for unit in UNITS})
         case [folder, number]:
@@ -116,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fill(options: argparse.Namespace) -> int:
-    write(REPORT, fill(TEMPLATE.read_text(), ROOT / "results").encode())
+    for template, report in REPORTS.items():
+        write(report, fill(template.read_text(), ROOT / "results").encode())
     return 0
 
 

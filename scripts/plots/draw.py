@@ -39,7 +39,7 @@ def x_ends(figure: Figure, drawn: Sequence[Drawn]) -> dict[str, float]:
     are missing, with the longest run there is.
     """
     groups = [item.group for item in drawn]
-    proxprop = [item.group for item in drawn if item.curve.is_proxprop] or groups
+    proxprop = [group for group in groups if group.is_proxprop] or groups
     timed = [group for group in groups if group.name in figure.time_ends_with and _is_timed(group)]
     timed = timed or [group for group in proxprop if _is_timed(group)]
     return {
@@ -84,7 +84,7 @@ def draw_curves(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) 
             linewidth=style.LINE_WIDTH,
             marker=line.marker,
             markersize=5,
-            markerfacecolor="white" if item.published else line.color,
+            markerfacecolor="white" if item.published else line.face,
             # Each curve marks other epochs than its neighbour, so that markers do not cover.
             markevery=(index * step // 3 % step, step),
             label=item.label,

@@ -71,6 +71,23 @@ LINES = {
     "cg10": Line("#0072B2", "^"),
     "exact": Line("#B5467F", "D"),
 }
+# Other optimizers: dashed, with hollow markers where colours are near; ProxProp inside one has its colour, and the line
+# and marker of the mode.
+OPTIMIZERS = {
+    "sgd": Line("#000000", "", (0, (5, 1.6, 1.2, 1.6))),
+    "adam": Line("#0072B2", "", (0, (5, 1.6, 1.2, 1.6))),
+    "muon": Line("#009E73", "", (0, (5, 1.6, 1.2, 1.6))),
+    "adamw": Line("#56B4E9", "v", (0, (1.5, 1.5)), hollow=True),
+    "soap": Line("#E69F00", "P", (0, (1.5, 1.5)), hollow=True),
+    "shampoo": Line("#B5467F", "X", (0, (1.5, 1.5)), hollow=True),
+    "kfac": Line("#8C6D31", "s", (0, (1.5, 1.5)), hollow=True),
+    "isaac": Line("#7A5CC2", "^", (0, (1.5, 1.5)), hollow=True),
+}
+LINES |= OPTIMIZERS | {
+    f"{mode}_{name}": dataclasses.replace(line, marker=LINES[mode].marker, linestyle="-", hollow=False)
+    for mode in ("cg1", "cg3", "cg5", "cg10", "exact")
+    for name, line in OPTIMIZERS.items()
+}
 # For values that have no line of their own: markers and dashes change at different paces, so that no two are alike.
 MARKERS = ("v", "o", "s", "^", "D", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))

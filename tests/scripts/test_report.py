@@ -1,4 +1,4 @@
-"""The report on what was reproduced: every number in it comes from results/."""
+"""The reports on what was measured: every number in them comes from results/."""
 
 import csv
 import json
@@ -7,20 +7,23 @@ from pathlib import Path
 import pytest
 
 from experiments.command.errors import ExperimentError
-from scripts.report import REPORT, TEMPLATE, fill
+from scripts.report import REPORTS, ROOT, fill
 
 from .synthetic import write_run
 
+TEMPLATE = ROOT / "docs" / "reproduction.in.md"
 
-def test_the_report_is_what_results_say(root: Path) -> None:
-    assert fill(TEMPLATE.read_text(), root / "results") == REPORT.read_text(), "run python scripts/report.py"
+
+@pytest.mark.parametrize("template", REPORTS, ids=lambda path: path.name)
+def test_a_report_is_what_results_say(root: Path, template: Path) -> None:
+    assert fill(template.read_text(), root / "results") == REPORTS[template].read_text(), "run python scripts/report.py"
 
 
 def test_the_template_has_no_number_of_a_run_written_by_hand(root: Path) -> None:
     """Losses and accuracies in it are the paper's alone."""
     losses = [row["train_loss"] for row in rows(root / "results/cpu-5-epochs/paper/mlp_sgd_exact")]
     assert f"{float(losses[-1]):#.3g}" not in TEMPLATE.read_text()
-    assert f"exact {float(losses[-1]):#.3g}" in REPORT.read_text()
+    assert f"exact {float(losses[-1]):#.3g}" in REPORTS[TEMPLATE].read_text()
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -1,0 +1,119 @@
+"""What a training step takes with each optimizer: seconds and memory, for every config of some files.
+
+    python benchmarks/optimizer_cost.py CONFIG.yaml ... [--device D] [--json FILE]
+
+A step is all of it: forward, backward and the optimizer's own. The images are random ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.memory import peak_allocation
+from benchmarks.networks import images
+from experiments.command.cli import Parser, UsageError, run_command, user_path
+from experiments.config import Config
+from experiments.config.sweep_file import load_config_file, without_seed
+from experiments.data.datasets import Data, Split
+from experiments.optimizers import check_optimizer
+from experiments.training.device import device_name, keep_freed_memory, resolve_device
+from experiments.training.networks import build
+from experiments.training.train import Training
+
+ROUND = 10
+"""Steps that are timed together; optimizers that renew their preconditioners every so many steps do so in each."""
+ROUNDS = 4
+"""The first is not counted."""
+MEMORY_STEPS = 3
+"""From when on all of an optimizer's state is there, which some make in their second step."""
+
+
+def one_batch(config: Config, device: torch.device) -> Data:
+    """Data of which an epoch is one step."""
+    torch.manual_seed(0)
+    split = Split(*(tensor.to(device) for tensor in images(config.batch_size)))
+    return Data(split, split, split, {})
+
+
+def seconds_per_step(config: Config, data: Data, device: torch.device) -> float:
+    """The median over rounds of the mean over a round's steps."""
+    steps = config.model_copy(update={"epochs": ROUND * ROUNDS})
+    records = list(Training(build(steps).to(device), data, steps).records())[1:]
+    if records[-1].diverged:
+        raise UsageError(f"{config.name}: diverged in step {len(records)}, choose a lower learning rate")
+    seconds = [record.epoch_seconds for record in records]
+    rounds = [statistics.fmean(seconds[first : first + ROUND]) for first in range(ROUND, len(seconds), ROUND)]
+    return statistics.median(rounds)
+
+
+def peak_memory(config: Config, data: Data, device: torch.device) -> float:
+    """Bytes at the fullest moment of training: parameters, the optimizer's state and all that a step holds."""
+
+    def run() -> None:
+        few = config.model_copy(update={"epochs": MEMORY_STEPS})
+        for _ in Training(build(few).to(device), data, few).records():
+            pass
+
+    return peak_allocation(run, device)
+
+
+def measure(config: Config, device: torch.device) -> dict[str, Any]:
+    """One row: what was measured, and the settings it is for."""
+    data = one_batch(config, device)
+    settings = config.model_dump(include={"model", "optimizer", "proxprop", "batch_size"})
+    return {
+        "name": config.name,
+        **settings,
+        "step_seconds": seconds_per_step(config, data, device),
+        "peak_bytes": peak_memory(config, data, device),
+    }
+
+
+def main() -> int:
+    """Exit code 0, or 2 after one line on stderr."""
+    return run_command(benchmark)
+
+
+def benchmark() -> int:
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("configs", type=user_path, nargs="+", metavar="CONFIG.yaml", help="configs or sweep files")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the numbers there, too")
+    arguments = parser.parse_args()
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise UsageError(f"--json: there is no folder {arguments.json.parent}")
+    device = resolve_device(arguments.device)
+    every = itertools.chain.from_iterable(load_config_file(path).configs for path in arguments.configs)
+    configs = list({(config.model.name, without_seed(config.name)): config for config in every}.values())
+    for config in configs:
+        check_optimizer(config.optimizer)
+    if device.type == "cpu":
+        keep_freed_memory()
+    header = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    print(", ".join(map(str, header.values())))
+    rows = []
+    for config in configs:
+        rows.append(measure(config, device))
+        print(_line(rows[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**header, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row for readers; the JSON has all digits."""
+    return f"{row['model']['name']}  {row['step_seconds']:.3f} s  {row['peak_bytes'] / 2**20:.0f} MiB  {row['name']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

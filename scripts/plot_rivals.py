@@ -1,0 +1,53 @@
+"""Draws ProxProp beside other optimizers: for each network the loss over epochs and over time, one page.
+
+python scripts/plot_rivals.py results/cpu-rivals/mlp results/cpu-rivals/convnet \\
+    --costs results/cpu-rivals/costs.json --output results/cpu-rivals/rivals.pdf
+
+For runs of configs/rivals/mlp.yaml and convnet.yaml. The tables are in docs/rivals.md (scripts/report.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+from experiments.command.cli import Parser, run_command, user_path
+from scripts.plots import style
+from scripts.plots.output import add_output, check_format, figure_bytes, write
+from scripts.plots.rivals import Costs, by_network, draw_rivals
+from scripts.plots.runs import load_runs
+
+
+def plot(options: argparse.Namespace) -> int:
+    check_format(options.output)
+    groups = [group for root in options.runs for group in load_runs(root).values()]
+    costs = Costs.read(options.costs) if options.costs else Costs()
+    style.apply()
+    write(options.output, figure_bytes(draw_rivals(by_network(groups, costs), costs), options.output.suffix))
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="plot_rivals.py", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", metavar="RUNS_DIR", type=user_path, nargs="+", help="a folder with the runs in it")
+    parser.add_argument(
+        "--costs",
+        metavar="FILE.json",
+        type=user_path,
+        help="take seconds from this file of benchmarks/optimizer_cost.py in place of each run's own",
+    )
+    add_output(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 after one line on stderr."""
+    return run_command(lambda: plot(make_parser().parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,339 @@
+"""ProxProp beside the optimizers that a user would pick instead: their learning rates, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure as Page
+
+from experiments.command.errors import RecordError, reason
+from experiments.config import Config
+from experiments.folder.read import RecordedRun
+from scripts.plots import style
+from scripts.plots.draw import Drawn, draw_panel, new_page, time_note, x_ends
+from scripts.plots.figures import Curve, Figure, Panel
+from scripts.plots.notes import Footer, band_note, distinct, joined, status_note
+from scripts.plots.runs import Replicates, Stat
+from scripts.plots.table import cell
+
+OPTIMIZERS = {
+    "sgd": "SGD",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "muon": "Muon",
+    "soap": "SOAP",
+    "shampoo": "Shampoo",
+    "kfac": "K-FAC",
+    "isaac": "ISAAC",
+}
+HEADINGS = (
+    "optimizer",
+    "training loss",
+    "best validation accuracy",
+    "test accuracy",
+    "s / epoch",
+    "peak memory, MiB",
+    "settings",
+)
+NETWORKS = {"mlp": "MLP", "convnet": "ConvNet", "resnet18": "resnet18"}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What `benchmarks/optimizer_cost.py` measured, and where."""
+
+    rows: tuple[dict[str, Any], ...] = ()
+    where: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Costs:
+        """
+        Raises:
+            RecordError: it is not a file of that benchmark.
+        """
+        try:
+            content = json.loads(path.read_text())
+            rows = tuple(content["rows"])
+            where = f"{content['device']}, {content['threads']} threads, PyTorch {content['torch']}"
+            if any(not isinstance(row[key], float) for row in rows for key in ("step_seconds", "peak_bytes")):
+                raise ValueError("its rows need step_seconds and peak_bytes")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{path}: cannot be read as costs of optimizers: {reason(error)}") from error
+        return cls(rows, where)
+
+    def of(self, config: Config) -> dict[str, Any] | None:
+        """The row for the settings of ``config``, whatever its learning rate."""
+        return next((row for row in self.rows if _what_costs(row) == _what_costs(config.model_dump())), None)
+
+
+def _what_costs(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: settings[key] for key in ("model", "optimizer", "proxprop", "batch_size")}
+    kept["optimizer"] = {key: value for key, value in kept["optimizer"].items() if key != "lr"}
+    normal: dict[str, Any] = json.loads(json.dumps(kept))  # a list for a tuple, as a file has it
+    return normal
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer, perhaps with ProxProp's directions: its runs on one network, which differ in their seeds alone."""
+
+    group: Replicates
+    cost: dict[str, Any] | None
+
+    @property
+    def config(self) -> Config:
+        return self.group.runs[0].config
+
+    @property
+    def label(self) -> str:
+        return label(self.config)
+
+    @property
+    def is_proxprop(self) -> bool:
+        return self.group.is_proxprop
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Those of a quiet machine, where they were measured."""
+        if self.cost is None:
+            return math.nan
+        summary = self.group.runs[0].summary
+        assert summary is not None
+        return float(math.ceil(summary["data"]["train_samples"] / self.config.batch_size) * self.cost["step_seconds"])
+
+    @property
+    def mebibytes(self) -> float:
+        return math.nan if self.cost is None else float(self.cost["peak_bytes"] / 2**20)
+
+    def timed(self) -> Replicates:
+        """The runs, with the seconds of a quiet machine; with none where they are not known."""
+        each = self.seconds_per_epoch
+
+        def with_seconds(run: RecordedRun) -> RecordedRun:
+            return dataclasses.replace(run, metrics=run.metrics.assign(seconds=run.metrics["epoch"] * each))
+
+        return dataclasses.replace(self.group, runs=tuple(map(with_seconds, self.group.runs)))
+
+
+def label(config: Config) -> str:
+    """'Adam', 'ProxProp (cg3) in Adam'."""
+    name, mode = OPTIMIZERS[config.optimizer.name], config.proxprop.optimization_mode
+    return name if mode == "gradient" else f"ProxProp ({mode.removeprefix('prox_')}) in {name}"
+
+
+def settings(config: Config) -> str:
+    """What was chosen and what was given: 'lr 0.03, momentum 0.95 (Nesterov), τ 0.05'."""
+    optimizer = config.optimizer
+    parts = [f"lr {optimizer.lr:g}"]
+    if optimizer.momentum:
+        parts.append(f"momentum {optimizer.momentum:g}" + " (Nesterov)" * optimizer.nesterov)
+    if optimizer.weight_decay:
+        parts.append(f"weight decay {optimizer.weight_decay:g}")
+    if optimizer.damping is not None:
+        parts.append(f"damping {optimizer.damping:g}")
+    if optimizer.update_every is not None:
+        parts.append(f"renewed every {optimizer.update_every} steps")
+    if config.proxprop.optimization_mode != "gradient":
+        parts.append(f"τ {config.proxprop.tau_prox:g}")
+    return ", ".join(parts)
+
+
+def by_network(groups: Iterable[Replicates], costs: Costs) -> dict[str, list[Method]]:
+    """The methods of each network, those without ProxProp first; runs that are not over are left out.
+
+    Raises:
+        RecordError: two of one network are the same optimizer, or none is over.
+    """
+    found: dict[str, dict[str, Method]] = {}
+    for group in groups:
+        over = tuple(run for run in group.runs if run.summary)
+        if not over:
+            continue
+        config = over[0].config
+        methods = found.setdefault(config.model.name, {})
+        if other := methods.get(label(config)):
+            raise RecordError(f"{other.group.runs[0].folder} and {over[0].folder} are both {label(config)}: leave one "
+                              "of them out")  # fmt: skip
+        methods[label(config)] = Method(dataclasses.replace(group, runs=over), costs.of(config))
+    if not found:
+        raise RecordError("none of the runs is over yet; see python -m experiments.show")
+    return {
+        name: sorted(found[name].values(), key=lambda method: (method.is_proxprop, *_place(method.config)))
+        for name in NETWORKS
+        if name in found
+    }
+
+
+def _place(config: Config) -> tuple[int, str]:
+    return list(OPTIMIZERS).index(config.optimizer.name), config.proxprop.optimization_mode
+
+
+def loss(method: Method) -> Stat:
+    return method.group.stat(lambda run: run.value("train_loss"))
+
+
+def best_accuracy(method: Method) -> Stat:
+    return method.group.stat(lambda run: run.best_val_accuracy)
+
+
+def test_accuracy(method: Method) -> Stat:
+    return method.group.stat(lambda run: run.test_accuracy)
+
+
+def to_markdown(methods: Sequence[Method]) -> str:
+    """Who is first, and the best of the other kind; then a row for each method, the lowest training loss first."""
+    number, percent = "#.3g", ".2%"
+    lines = [
+        _verdict("training loss", methods, loss, number, lower_is_better=True),
+        _verdict("best validation accuracy", methods, best_accuracy, percent),
+        _verdict("test accuracy", methods, test_accuracy, percent),
+        "",
+        f"| {' | '.join(HEADINGS)} |",
+        "|---|" + "---:|" * (len(HEADINGS) - 2) + "---|",
+    ]
+    for method in sorted(methods, key=lambda method: _rank(loss(method).mean)):
+        status = method.group.status
+        cells = [
+            cell(loss(method), number) + (f" ({status})" if status != "finished" else ""),
+            cell(best_accuracy(method), percent),
+            cell(test_accuracy(method), percent),
+            cell(method.seconds_per_epoch, ".1f"),
+            cell(method.mebibytes, ".0f"),
+            settings(method.config),
+        ]
+        lines.append(f"| {method.label} | {' | '.join(cells)} |".replace("%", " %"))
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(
+    name: str, methods: Sequence[Method], of: Callable[[Method], Stat], form: str, lower_is_better: bool = False
+) -> str:
+    """'- Training loss: first of 14 is SOAP (0.021); ProxProp loses: its best, ProxProp (cg3) in Adam, is …'"""
+    sign = 1 if lower_is_better else -1
+    order = sorted(methods, key=lambda method: _rank(sign * of(method).mean))
+
+    def shown(method: Method) -> str:
+        return cell(of(method).mean, form).replace("%", " %")
+
+    first = order[0]
+    text = f"{name[0].upper()}{name[1:]}: first of {len(order)} is {first.label} ({shown(first)})"
+    other = next((method for method in order if method.is_proxprop != first.is_proxprop), None)
+    if other is not None:
+        kind = "the best without ProxProp" if first.is_proxprop else "ProxProp loses: its best"
+        text += f"; {kind}, {other.label}, is number {order.index(other) + 1} ({shown(other)})"
+    return f"- {text}."
+
+
+def _rank(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def search_to_markdown(runs: Sequence[RecordedRun]) -> str:
+    """A row for each method: the validation loss at each learning rate tried, the chosen one in bold."""
+    tried: dict[str, list[RecordedRun]] = {}
+    for run in sorted(runs, key=lambda run: (run.config.proxprop.optimization_mode != "gradient", *_place(run.config))):
+        tried.setdefault(label(run.config), []).append(run)
+    lines = ["| optimizer | validation loss at each learning rate |", "|---|---|"]
+    for name, members in tried.items():
+        best = chosen(members)
+        parts = []
+        for run in sorted(members, key=lambda run: run.config.optimizer.lr):
+            text = f"{run.config.optimizer.lr:g}: {_val_loss_text(run)}"
+            parts.append(f"**{text}**" if run is best else text)
+        lines.append(f"| {name} | {', '.join(parts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def chosen(runs: Sequence[RecordedRun]) -> RecordedRun:
+    """The one with the lowest validation loss at its end."""
+    return min(runs, key=_val_loss)
+
+
+def _val_loss(run: RecordedRun) -> float:
+    value = run.value("val_loss")
+    return math.inf if run.status == "diverged" or value is None else _rank(value)
+
+
+def _val_loss_text(run: RecordedRun) -> str:
+    value = _val_loss(run)
+    return f"{value:#.3g}" if math.isfinite(value) else "diverged"
+
+
+def draw_rivals(networks: dict[str, list[Method]], costs: Costs) -> Page:
+    """One page: for each network the loss over epochs and over time, a curve for each method."""
+    page = new_page("ProxProp beside other optimizers")
+    figures = {name: _figure(name, methods) for name, methods in networks.items()}
+    drawn = {
+        name: [
+            Drawn(curve, method.timed() if costs.rows else method.group)
+            for curve, method in zip(figures[name].curves, methods, strict=True)
+        ]
+        for name, methods in networks.items()
+    }
+    everything = [item for items in drawn.values() for item in items]
+    notes = [joined(band_note(len(item.group.runs) for item in everything), *_notes(networks))]
+    notes += [f"{NETWORKS[name]}: {note}" for name, items in drawn.items() if (note := time_note(figures[name], items))]
+    if costs.rows:
+        without = distinct(item.label for item in everything if not math.isfinite(item.group.seconds))
+        notes.append(f"seconds: of steps measured alone ({costs.where})" + (f"; none for {without}" if without else ""))
+    footer = Footer.of([run for item in everything for run in item.group.runs], notes)
+    footer.draw(page)
+    handles: dict[str, Any] = {}
+    columns = 2 * len(networks)
+    grid = page.add_gridspec(
+        1,
+        columns,
+        left=0.055,
+        right=0.985,
+        bottom=footer.top + 0.1,
+        top=style.LEGEND_TOP - 3 * style.LEGEND_ROW - 0.055,
+        wspace=0.1 + 0.06 * columns,
+    )
+    for row, (name, items) in enumerate(drawn.items()):
+        ends = x_ends(figures[name], items)
+        for column, panel in enumerate(figures[name].panels):
+            axes = page.add_subplot(grid[0, 2 * row + column])
+            draw_panel(axes, panel, items, ends[panel.x])
+            for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
+                handles.setdefault(text, handle)
+    page.legend(
+        list(handles.values()),
+        list(handles),
+        loc="upper left",
+        bbox_to_anchor=(0.038, style.LEGEND_TOP),
+        ncols=(len(handles) + 2) // 3,
+        handlelength=3.4,
+        columnspacing=1.6,
+        fontsize=8.5,
+        borderaxespad=0,
+    )
+    return page
+
+
+def _figure(network: str, methods: Sequence[Method]) -> Figure:
+    """As the paper's figures are described; the time axis ends with ProxProp's longest."""
+    title = NETWORKS[network]
+    names = tuple(method.group.name for method in methods if method.is_proxprop)
+    panels = (Panel(f"{title}, by epochs", "train_loss", "epoch"), Panel(f"{title}, by time", "train_loss", "seconds"))
+    return Figure(title, tuple(map(_curve, methods)), panels, names, ())
+
+
+def _curve(method: Method) -> Curve:
+    name, mode = method.config.optimizer.name, method.config.proxprop.optimization_mode
+    key = name if mode == "gradient" else f"{mode.removeprefix('prox_')}_{name}"
+    return Curve(method.group.name, method.label, key)
+
+
+def _notes(networks: dict[str, list[Method]]) -> list[str]:
+    notes = []
+    for name, methods in networks.items():
+        groups = {method.label: method.group for method in methods}
+        if note := status_note(groups, groups):
+            notes.append(f"{NETWORKS[name]}: {note}")
+    return notes

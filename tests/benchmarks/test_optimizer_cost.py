@@ -1,0 +1,68 @@
+"""What the benchmark of optimizers says of a step's memory and seconds."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import optimizer_cost
+from benchmarks.optimizer_cost import ROUND, ROUNDS, measure, one_batch, peak_memory, seconds_per_step
+from experiments.command.errors import ExperimentError
+from experiments.config import Config
+
+CPU = torch.device("cpu")
+HIDDEN = 200
+WEIGHTS = 4 * (3073 * HIDDEN + (HIDDEN + 1) * 10)  # bytes
+
+
+def config(optimizer: dict[str, object] | None = None):
+    return Config.model_validate({
+        "name": "tiny",
+        "model": {"name": "mlp", "hidden_features": (HIDDEN,)},
+        "optimizer": optimizer or {"name": "sgd", "lr": 0.1},
+        "proxprop": {"optimization_mode": "gradient"},
+        "epochs": 12,
+        "batch_size": 2,
+    })  # fmt: skip
+
+
+def test_memory_is_of_parameters_gradients_and_the_optimizers_state() -> None:
+    data = one_batch(config(), CPU)
+    sgd = peak_memory(config(), data, CPU)
+    adam = peak_memory(config({"name": "adam", "lr": 1e-3}), data, CPU)
+    assert 2 * WEIGHTS < sgd < 2.2 * WEIGHTS
+    assert 4 * WEIGHTS < adam < 6.2 * WEIGHTS  # two moments more, and what makes a step of them
+
+
+def test_seconds_are_a_round_s_mean_but_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def records(self):
+        rounds = [100.0, 1.0, 2.0, 9.0]
+        yield SimpleNamespace(epoch_seconds=0.0, diverged=False)
+        for step in range(self.epochs):
+            # Every tenth step renews, and takes the whole round's time.
+            seconds = rounds[step // ROUND] * ROUND * (step % ROUND == 0)
+            yield SimpleNamespace(epoch_seconds=seconds, diverged=False)
+
+    class Training:
+        def __init__(self, model, data, config):
+            self.epochs = config.epochs
+
+    Training.records = records
+    monkeypatch.setattr(optimizer_cost, "Training", Training)
+    assert ROUNDS == 4
+    assert seconds_per_step(config(), one_batch(config(), CPU), CPU) == pytest.approx(2.0)
+
+
+def test_a_row_says_what_it_is_for() -> None:
+    row = measure(config(), CPU)
+    assert row["model"]["name"] == "mlp"
+    assert row["optimizer"]["lr"] == 0.1
+    assert row["proxprop"]["optimization_mode"] == "gradient"
+    assert row["batch_size"] == 2
+    assert row["step_seconds"] > 0
+
+
+def test_a_step_size_that_diverges_is_told() -> None:
+    hot = config({"name": "sgd", "lr": 1e30})
+    with pytest.raises(ExperimentError, match=r"^tiny: diverged in step \d+, choose a lower learning rate$"):
+        seconds_per_step(hot, one_batch(hot, CPU), CPU)

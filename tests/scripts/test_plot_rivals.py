@@ -1,0 +1,237 @@
+"""ProxProp beside other optimizers: the tables' and the page's numbers, who is said to be first, what is refused."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from experiments.command.errors import RecordError
+from experiments.config.sweep_file import load_config_file
+from experiments.folder.read import read_run
+from scripts.plot_rivals import main
+from scripts.plots import style
+from scripts.plots.rivals import OPTIMIZERS, Costs, by_network, draw_rivals, search_to_markdown, to_markdown
+from scripts.plots.runs import load_runs
+from scripts.report import fill
+
+from .synthetic import write_run
+
+EXTRAS: dict[str, dict[str, Any]] = {
+    "soap": {"update_every": 10},
+    "shampoo": {"update_every": 10},
+    "kfac": {"update_every": 10, "damping": 0.1},
+    "isaac": {"damping": 0.04},
+}
+
+
+def write_method(
+    root: Path,
+    optimizer: str,
+    mode: str = "gradient",
+    *,
+    model: str = "mlp",
+    lr: float = 0.1,
+    seed: int = 0,
+    **run: Any,
+) -> Path:
+    settings = {
+        "model": {"name": model},
+        "optimizer": {"name": optimizer, "lr": lr, **EXTRAS.get(optimizer, {})},
+        "proxprop": {"optimization_mode": mode, "tau_prox": 0.05},
+    }
+    name = f"name={optimizer},optimization_mode={mode},lr={lr:g}" + f",seed={seed}" * (seed > 0)
+    return write_run(root / name, settings=settings, seed=seed, **run)
+
+
+def write_costs(path: Path, folders: list[Path], step_seconds: float = 0.5) -> Path:
+    rows = []
+    for folder in folders:
+        config = read_run(folder).config
+        rows.append({**config.model_dump(include={"model", "optimizer", "proxprop", "batch_size"}),
+                     "step_seconds": step_seconds, "peak_bytes": 3.0 * 2**20})  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"device": "Example CPU", "threads": 1, "torch": "2.14.1", "rows": rows}))
+    return path
+
+
+def final(folder: Path, column: str) -> float:
+    with (folder / "metrics.csv").open() as file:
+        return float(list(csv.DictReader(file))[-1][column])
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Three methods on the MLP with three seeds each, two on the ConvNet; of the MLP's, Adam is first, SGD last."""
+    folder = tmp_path / "results" / "cpu-rivals"
+    written = []
+    for seed in range(3):
+        written.append(write_method(folder / "mlp", "adam", decay=0.2 + 0.01 * seed, seed=seed))
+        written.append(write_method(folder / "mlp", "adam", "prox_cg3", decay=0.1 + 0.01 * seed, seed=seed))
+        written.append(write_method(folder / "mlp", "sgd", decay=0.01 + 0.001 * seed, seed=seed))
+    written.append(write_method(folder / "convnet", "sgd", model="convnet", decay=0.1))
+    written.append(write_method(folder / "convnet", "sgd", "prox_exact", model="convnet", decay=0.2))
+    write_costs(folder / "costs.json", written)
+    return folder
+
+
+def methods_in(folder: Path, costs: Costs | None = None):
+    costs = costs or Costs()
+    return by_network([group for root in ("mlp", "convnet") for group in load_runs(folder / root).values()], costs)
+
+
+def test_a_row_of_the_table_is_means_over_seeds_and_measured_costs(results: Path) -> None:
+    table = to_markdown(methods_in(results, Costs.read(results / "costs.json"))["mlp"]).splitlines()
+    losses = [final(results / "mlp" / f"name=sgd,optimization_mode=gradient,lr=0.1{s}", "train_loss")
+              for s in ("", ",seed=1", ",seed=2")]  # fmt: skip
+    mean = sum(losses) / 3
+    std = (sum((loss - mean) ** 2 for loss in losses) / 2) ** 0.5
+    row = table[-1].split(" | ")
+    assert row[0] == "| SGD"
+    assert row[1] == f"{mean:#.3g} ± {std:.2f}"
+    assert row[3] == "51.25 ± 0.00 %"
+    assert row[4:6] == ["45.0", "3"]  # 45,000 images in batches of 500, half a second each
+    assert row[6] == "lr 0.1 |"
+
+
+def test_rows_go_from_the_lowest_loss_up(results: Path) -> None:
+    table = to_markdown(methods_in(results)["mlp"]).splitlines()
+    assert [line.split(" | ")[0] for line in table[6:]] == ["| Adam", "| ProxProp (cg3) in Adam", "| SGD"]
+
+
+def test_the_first_sentence_says_where_proxprop_loses(results: Path) -> None:
+    mlp, convnet = methods_in(results).values()
+    adam, prox = (
+        sum(final(folder, "train_loss") for folder in (results / "mlp").glob(f"name=adam,*={kind}*")) / 3
+        for kind in ("gradient", "prox_cg3")
+    )
+    assert to_markdown(mlp).splitlines()[0] == (
+        f"- Training loss: first of 3 is Adam ({adam:#.3g}); ProxProp loses: its best, ProxProp (cg3) in Adam, is "
+        f"number 2 ({prox:#.3g})."
+    )
+    assert to_markdown(convnet).startswith("- Training loss: first of 2 is ProxProp (exact) in SGD (")
+    assert "; the best without ProxProp, SGD, is number 2 (" in to_markdown(convnet)
+
+
+def test_settings_are_all_that_was_given(tmp_path: Path) -> None:
+    for optimizer in OPTIMIZERS:
+        write_method(tmp_path / "mlp", optimizer)
+    write_run(tmp_path / "mlp" / "muon_cg3", settings={
+        "optimizer": {"name": "muon", "lr": 0.02, "momentum": 0.95, "nesterov": True, "weight_decay": 0.01},
+        "proxprop": {"optimization_mode": "prox_cg3", "tau_prox": 0.05}})  # fmt: skip
+    rows = to_markdown(by_network(load_runs(tmp_path / "mlp").values(), Costs())["mlp"])
+    for name, text in [
+        ("SGD", "lr 0.1"),
+        ("SOAP", "lr 0.1, renewed every 10 steps"),
+        ("K-FAC", "lr 0.1, damping 0.1, renewed every 10 steps"),
+        ("ISAAC", "lr 0.1, damping 0.04"),
+        ("ProxProp (cg3) in Muon", "lr 0.02, momentum 0.95 (Nesterov), weight decay 0.01, τ 0.05"),
+    ]:
+        (row,) = [line for line in rows.splitlines() if line.startswith(f"| {name} |")]
+        assert row.endswith(f"| – | – | {text} |")
+
+
+def test_a_diverged_seed_is_told_and_is_in_no_mean(tmp_path: Path) -> None:
+    kept = write_method(tmp_path / "mlp", "sgd", seed=0)
+    write_method(tmp_path / "mlp", "sgd", seed=1, diverges=True)
+    table = to_markdown(by_network(load_runs(tmp_path / "mlp").values(), Costs())["mlp"])
+    assert f"| SGD | {final(kept, 'train_loss'):#.3g} (1 of 2 diverged) |" in table
+
+
+def test_the_search_shows_all_rates_and_the_chosen_one(tmp_path: Path) -> None:
+    for lr, decay in [(0.1, 0.05), (0.01, 0.2), (0.03, 0.1)]:
+        write_method(tmp_path / "search", "adam", lr=lr, decay=decay)
+    write_method(tmp_path / "search", "adam", lr=1.0, diverges=True)
+    write_method(tmp_path / "search", "sgd", "prox_exact", lr=1.0)
+    runs = [read_run(folder) for folder in sorted((tmp_path / "search").iterdir())]
+    shown = {
+        run.config.optimizer.lr: f"{final(run.folder, 'val_loss'):#.3g}" for run in runs if "adam" in str(run.folder)
+    }
+    lines = search_to_markdown(runs).splitlines()
+    assert lines[2] == f"| Adam | **0.01: {shown[0.01]}**, 0.03: {shown[0.03]}, 0.1: {shown[0.1]}, 1: diverged |"
+    assert lines[3].startswith("| ProxProp (exact) in SGD | **1: ")
+
+
+def test_the_report_has_the_tables_or_a_dash(results: Path) -> None:
+    write_method(results / "search_mlp", "adam")
+    table = fill("{{rivals mlp}}", results.parent)
+    assert table + "\n" == to_markdown(methods_in(results, Costs.read(results / "costs.json"))["mlp"])
+    assert fill("{{search mlp}}", results.parent).splitlines()[2].startswith("| Adam | **0.1: ")
+    assert fill("{{rivals mlp}} {{search mlp}}", results.parent / "nothing") == "– –"
+
+
+def test_the_page_draws_these_numbers_and_stays_on_the_paper(results: Path) -> None:
+    style.apply()
+    costs = Costs.read(results / "costs.json")
+    page = draw_rivals(methods_in(results, costs), costs)
+    assert [axes.get_title(loc="left") for axes in page.axes] == [
+        "MLP, by epochs", "MLP, by time", "ConvNet, by epochs", "ConvNet, by time"
+    ]  # fmt: skip
+    over_time = {line.get_label(): line for line in page.axes[3].lines}
+    assert list(over_time["SGD"].get_xdata()) == pytest.approx([0, 0.75, 1.5, 2.25, 3])  # minutes
+    folder = results / "convnet" / "name=sgd,optimization_mode=prox_exact,lr=0.1"
+    by_epoch = {line.get_label(): line for line in page.axes[2].lines}
+    assert by_epoch["ProxProp (exact) in SGD"].get_ydata()[-1] == pytest.approx(final(folder, "train_loss"))
+    assert len(page.axes[0].collections) == 3  # a band each
+    assert {text.get_text() for text in page.legends[0].get_texts()} == {
+        "SGD", "Adam", "ProxProp (cg3) in Adam", "ProxProp (exact) in SGD"
+    }  # fmt: skip
+    stays_on_the_paper(page)
+
+
+def test_all_that_the_configs_compare_has_a_line_of_its_own_and_room(root: Path, tmp_path: Path) -> None:
+    networks = {}
+    for network in ("mlp", "convnet"):
+        for config in load_config_file(root / f"configs/rivals/search_{network}.yaml").configs:
+            optimizer, mode = config.optimizer.name, config.proxprop.optimization_mode
+            if not list((tmp_path / network).glob(f"name={optimizer},optimization_mode={mode},*")):
+                write_method(tmp_path / network, optimizer, mode, model=network)
+        networks |= by_network(load_runs(tmp_path / network).values(), Costs())
+    assert {name: len(methods) for name, methods in networks.items()} == {"mlp": 14, "convnet": 13}
+    style.apply()
+    page = draw_rivals(networks, Costs())
+    looks = [(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in page.axes[0].lines]
+    assert len(looks) == len(set(looks)) == 14
+    stays_on_the_paper(page)
+
+
+def stays_on_the_paper(page) -> None:
+    canvas = FigureCanvasAgg(page)
+    canvas.draw()
+    labels = [label for axes in page.axes for label in (axes.title, axes.xaxis.label, axes.yaxis.label)]
+    for item in [*page.texts, *page.legends, *labels]:
+        box = item.get_window_extent(canvas.get_renderer())
+        assert page.bbox.x0 <= box.x0 <= box.x1 <= page.bbox.x1, item
+        assert page.bbox.y0 <= box.y0 <= box.y1 <= page.bbox.y1, item
+
+
+def test_the_command_writes_the_same_bytes(results: Path, tmp_path: Path) -> None:
+    output = tmp_path / "page.pdf"
+    arguments = [str(results / "mlp"), str(results / "convnet"), "--costs", str(results / "costs.json")]
+    assert main([*arguments, "--output", str(output)]) == 0
+    once = output.read_bytes()
+    assert once.startswith(b"%PDF")
+    assert main([*arguments, "--output", str(output)]) == 0
+    assert output.read_bytes() == once
+
+
+def test_what_is_no_comparison_is_told(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(tmp_path / "page.pdf")]
+    other = write_method(results / "mlp", "sgd", lr=0.3)
+    assert main([str(results / "mlp"), *output]) == 2
+    assert f"{other} are both SGD: leave one of them out" in capsys.readouterr().err
+    write_method(tmp_path / "unfinished", "sgd", finished=False)
+    assert main([str(tmp_path / "unfinished"), *output]) == 2
+    assert capsys.readouterr().err == "error: none of the runs is over yet; see python -m experiments.show\n"
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"device": "x"}', '{"device": "x", "threads": 1, "torch": "2", '
+                                     '"rows": [{"step_seconds": "1", "peak_bytes": 1.0}]}'])  # fmt: skip
+def test_a_file_without_costs_is_told(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "costs.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RecordError, match=r"costs.json: cannot be read as costs of optimizers: "):
+        Costs.read(path)
