@@ -43,6 +43,21 @@ class Data:
     identity: dict[str, Any]
 
 
+def training_images(config: DataConfig) -> int:
+    """How many images are trained on.
+
+    Raises:
+        DataError: `train_samples` exceeds the training set.
+    """
+    available = _CIFAR_TRAIN if config.name == "cifar10" else _DIGITS_TRAIN
+    count = available if config.train_samples is None else config.train_samples
+    if count > available:
+        raise DataError(
+            f"data.train_samples: must be at most {available}, the size of {config.name}'s training set, got {count}"
+        )
+    return count
+
+
 def load(config: DataConfig, device: torch.device) -> Data:
     """The data set that `config` names.
 
@@ -54,12 +69,7 @@ def load(config: DataConfig, device: torch.device) -> Data:
     Raises:
         DataError: files are missing or damaged, or `train_samples` exceeds the training set.
     """
-    available = _CIFAR_TRAIN if config.name == "cifar10" else _DIGITS_TRAIN
-    count = available if config.train_samples is None else config.train_samples
-    if count > available:
-        raise DataError(
-            f"data.train_samples: must be at most {available}, the size of {config.name}'s training set, got {count}"
-        )
+    count = training_images(config)
     if config.name == "cifar10":
         train, val, test, identity = _cifar10(user_path(config.root), count, device)
     else:

@@ -19,7 +19,7 @@ from scripts.plots import style
 from scripts.plots.draw import Drawn, draw_panel, new_page, time_note, x_ends
 from scripts.plots.figures import Curve, Figure, Panel
 from scripts.plots.notes import Footer, band_note, distinct, joined, status_note
-from scripts.plots.runs import Replicates, Stat
+from scripts.plots.runs import Replicates, Stat, steps_per_epoch
 from scripts.plots.table import cell
 
 OPTIMIZERS = {
@@ -101,11 +101,7 @@ class Method:
     @property
     def seconds_per_epoch(self) -> float:
         """Those of a quiet machine, where they were measured."""
-        if self.cost is None:
-            return math.nan
-        summary = self.group.runs[0].summary
-        assert summary is not None
-        return float(math.ceil(summary["data"]["train_samples"] / self.config.batch_size) * self.cost["step_seconds"])
+        return math.nan if self.cost is None else float(steps_per_epoch(self.config) * self.cost["step_seconds"])
 
     @property
     def mebibytes(self) -> float:

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from experiments.command.errors import RecordError
-from experiments.config import differing_keys
+from experiments.config import Config, differing_keys
 from experiments.config.sweep_file import without_seed
+from experiments.data.datasets import training_images
 from experiments.folder.read import RecordedRun, find_runs, read_run
 
 SEED_KEYS = {"name", "seed", "order_seed"}
-LENGTH_KEYS = {"epochs", "data.root"}
+LENGTH_KEYS = {"epochs", "data.root", "data.train_samples"}
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def load_runs(*results: Path) -> dict[str, Replicates]:
 def with_seconds_of(groups: dict[str, Replicates], quiet: Sequence[RecordedRun]) -> dict[str, Replicates]:
     """`groups` with the seconds an epoch of the `quiet` runs in place of their own.
 
-    A quiet run stands for all of the same settings, but for its length and seeds. A run for which there is none has
-    no seconds (NaN).
+    A quiet run stands for all of the same settings, but for its length, its seeds and the number of its images: seconds
+    go by steps. A run for which there is none has no seconds (NaN).
     """
     return {
         name: dataclasses.replace(group, runs=tuple(_with_seconds_of(run, quiet) for run in group.runs))
@@ -120,10 +121,15 @@ def with_seconds_of(groups: dict[str, Replicates], quiet: Sequence[RecordedRun])
 
 def _with_seconds_of(run: RecordedRun, quiet: Sequence[RecordedRun]) -> RecordedRun:
     of_this = [one for one in quiet if set(differing_keys(one.config, run.config)) <= SEED_KEYS | LENGTH_KEYS]
-    each = pd.Series([one.seconds_per_epoch for one in of_this], dtype=float).median()
+    steps = [one.seconds_per_epoch / steps_per_epoch(one.config) for one in of_this]
+    each = pd.Series(steps, dtype=float).median() * steps_per_epoch(run.config)
     metrics = run.metrics.assign(seconds=run.metrics["epoch"] * each, epoch_seconds=each)
     metrics.loc[metrics["epoch"] == 0, "epoch_seconds"] = 0.0
     return dataclasses.replace(run, metrics=metrics)
+
+
+def steps_per_epoch(config: Config) -> int:
+    return math.ceil(training_images(config.data) / config.batch_size)
 
 
 def steady(runs: Sequence[RecordedRun]) -> Sequence[RecordedRun]:

@@ -151,6 +151,15 @@ def test_seconds_of_quiet_runs_take_the_place_of_a_runs_own(tmp_path: Path) -> N
     assert seconds_note([], runs.values()) == ""
 
 
+def test_seconds_of_quiet_runs_on_fewer_images_go_by_steps(tmp_path: Path) -> None:
+    cifar = {"data": {"name": "cifar10"}}
+    fewer = {"data": {"name": "cifar10", "train_samples": 4600}}  # ten steps of 500 in place of 90
+    write_run(tmp_path / "runs" / "mlp_sgd_cg3", epochs=4, settings=cifar)
+    quiet = [read_run(write_run(tmp_path / "quiet" / "a_cg3", epochs=2, epoch_seconds=3, settings=fewer))]
+    runs = with_seconds_of(load_runs(tmp_path / "runs"), quiet)
+    assert list(runs["mlp_sgd_cg3"].runs[0].metrics["seconds"]) == [0, 27, 54, 81, 108]
+
+
 def test_folders_with_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     for folder in "ab":
         write_run(tmp_path / folder / "mlp_sgd_cg3")

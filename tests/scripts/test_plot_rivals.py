@@ -39,6 +39,7 @@ def write_method(
 ) -> Path:
     settings = {
         "model": {"name": model},
+        "data": {"name": "cifar10"},
         "optimizer": {"name": optimizer, "lr": lr, **EXTRAS.get(optimizer, {})},
         "proxprop": {"optimization_mode": mode, "tau_prox": 0.05},
     }
