@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Page
-from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
 from scripts.plots import style
 from scripts.plots.figures import Curve, Figure, Panel, Reference
@@ -143,6 +143,8 @@ def draw_panel(
     axes.set_title(panel.title)
     size, label = x_unit(panel, x_end)
     axes.set_xlabel(label)
+    if panel.x == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.set_xlim(0, 1.02 * x_end / size or 1)  # room for the last marker
     if panel.y == "train_loss":
         axes.set_ylabel("Full-batch training loss (cross-entropy)")

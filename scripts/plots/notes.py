@@ -49,10 +49,14 @@ def seconds_note(quiet: Sequence[RecordedRun], groups: Iterable[Replicates]) -> 
     if not quiet:
         return ""
     summaries = [run.summary for run in quiet if run.summary]
-    where = distinct(f"{s['device_name']}, {s['threads']} threads, PyTorch {s['torch']}" for s in summaries)
+    where = distinct(machine(s["device_name"], s["threads"], s["torch"]) for s in summaries)
     without = distinct(_named(group) for group in groups if not math.isfinite(group.seconds))
     note = f"seconds: medians of shorter runs of the same settings on a quiet machine ({where})"
     return note + (f"; none for {without}" if without else "")
+
+
+def machine(device: str, threads: int, torch: str) -> str:
+    return f"{device}, {threads} thread{'s' * (threads != 1)}, PyTorch {torch}"
 
 
 def joined(*notes: str) -> str:

@@ -18,7 +18,7 @@ from experiments.folder.read import RecordedRun
 from scripts.plots import style
 from scripts.plots.draw import Drawn, draw_panel, new_page, time_note, x_ends
 from scripts.plots.figures import Curve, Figure, Panel
-from scripts.plots.notes import Footer, band_note, distinct, joined, status_note
+from scripts.plots.notes import Footer, band_note, distinct, joined, machine, status_note
 from scripts.plots.runs import Replicates, Stat, steps_per_epoch
 from scripts.plots.table import cell
 
@@ -60,7 +60,7 @@ class Costs:
         try:
             content = json.loads(path.read_text())
             rows = tuple(content["rows"])
-            where = f"{content['device']}, {content['threads']} threads, PyTorch {content['torch']}"
+            where = machine(content["device"], content["threads"], content["torch"])
             if any(not isinstance(row[key], float) for row in rows for key in ("step_seconds", "peak_bytes")):
                 raise ValueError("its rows need step_seconds and peak_bytes")
         except (OSError, ValueError, KeyError, TypeError) as error:
