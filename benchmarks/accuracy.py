@@ -7,7 +7,6 @@ The first 500 CIFAR-10 training images, networks at initialisation (seed 0), flo
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import sys
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import BATCH, NETWORKS
+from benchmarks.output import add_json
 from experiments.command.cli import Parser, run_command
 from experiments.config import DataConfig
 from experiments.data.datasets import load
@@ -35,7 +35,7 @@ Captured = tuple[nn.Module, Tensor, Tensor]
 
 def hidden_layers(model: str, images: Tensor, labels: Tensor) -> list[Captured]:
     torch.manual_seed(0)
-    network = NETWORKS[model](ProxPropLinear, ProxPropConv2d)
+    network = NETWORKS[model].build("prox_exact")
     captured: list[Captured] = []
     handles = []
 
@@ -97,7 +97,7 @@ def lost_digits(layer: nn.Module, x: Tensor, gradient: Tensor, tau: float, itera
 def measure() -> int:
     parser = Parser(description="Digits of directions on real images.")
     parser.add_argument("--root", default="data", help="the folder that holds cifar-10-batches-py (default: data)")
-    parser.add_argument("--json", type=argparse.FileType("w"), metavar="FILE", help="write the numbers there, too")
+    add_json(parser)
     arguments = parser.parse_args()
     data = load(DataConfig(name="cifar10", root=arguments.root, train_samples=BATCH), CPU)
     layers = {m: hidden_layers(m, data.train.images, data.train.labels) for m in CASES}
@@ -114,8 +114,8 @@ def measure() -> int:
         print("{network:8} {mode:10} tau {tau:<5g} {error:.1e}".format(**row))
     if arguments.json:
         facts = {"device": device_name(CPU), "torch": torch.__version__, "official": data.identity["official"]}
-        json.dump(facts | {"batch": BATCH, "seed": 0, "first MLP layer": cg, "layers": rows}, arguments.json, indent=1)
-        arguments.json.write("\n")
+        facts |= {"batch": BATCH, "seed": 0, "first MLP layer": cg, "layers": rows}
+        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 0
 
 

@@ -5,7 +5,6 @@ python -m benchmarks.checkpoint_cost [--device D] [--folder DIR] [--json FILE]
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -18,7 +17,8 @@ from typing import Any
 
 import torch
 
-from experiments.command.cli import run_command
+from benchmarks.output import add_json
+from experiments.command.cli import Parser, run_command
 from experiments.config import load_config
 from experiments.data.datasets import Data, Split
 from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -65,10 +65,10 @@ def seconds(action: Callable[[], Any]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--folder", type=Path, help="where checkpoints go (default: the temporary folder)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, too")
+    add_json(parser)
     options = parser.parse_args()
     device = resolve_device(options.device)
     rows = []

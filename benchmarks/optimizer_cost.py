@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.memory import peak_allocation
 from benchmarks.networks import images
+from benchmarks.output import add_json
 from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.config import Config
 from experiments.config.sweep_file import load_config_file, without_seed
@@ -88,10 +89,8 @@ def benchmark() -> int:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("configs", type=user_path, nargs="+", metavar="CONFIG.yaml", help="configs or sweep files")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the numbers there, too")
+    add_json(parser)
     arguments = parser.parse_args()
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise UsageError(f"--json: there is no folder {arguments.json.parent}")
     device = resolve_device(arguments.device)
     every = itertools.chain.from_iterable(load_config_file(path).configs for path in arguments.configs)
     configs = list({(config.model.name, without_seed(config.name)): config for config in every}.values())

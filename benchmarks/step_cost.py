@@ -26,7 +26,8 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.memory import peak_allocation
 from benchmarks.networks import NETWORKS, Call, calls, floor
-from experiments.command.cli import Parser, UsageError, run_command
+from benchmarks.output import add_json
+from experiments.command.cli import Parser, run_command
 from experiments.config import Compile
 from experiments.training.compilation import check_compile, compile_errors, loss_function
 from experiments.training.device import device_name, resolve_device
@@ -165,10 +166,8 @@ def benchmark() -> int:
     )
     parser.add_argument("--compile", choices=get_args(Compile), default="none", help="both networks (default none)")
     parser.add_argument("--layers", action="store_true", help="a table of single layers, one for each size")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    add_json(parser)
     arguments = parser.parse_args()
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise UsageError(f"--json: there is no folder {arguments.json.parent}")
     device = resolve_device(arguments.device)
     check_compile(arguments.compile, device)
     threads = torch.get_num_threads()

@@ -159,9 +159,10 @@ def suggest_tau(
 ) -> dict[str, float]:
     """A step size τ for each ProxProp layer, from the size of its inputs: ``scale · r / trace(AᵀA)``.
 
-    r = min(rows, columns) is the most eigenvalues of AᵀA that are not zero, so ``trace(AᵀA) / r`` is their mean, and at
-    ``scale=1`` 1/τ is that mean. Along eigenvectors with larger eigenvalues D is then a Newton step on the layer's own
-    problem, along the others it is about τ times the gradient. A τ much smaller makes all of the step explicit, a much
+    r = min(rows, columns), over all groups, is the most eigenvalues of AᵀA that are not zero, so ``trace(AᵀA) / r`` is
+    their mean, and at ``scale=1`` 1/τ is that mean. Along eigenvectors with larger eigenvalues D is then a Newton step
+    on the layer's own problem, along the others it is about τ times the gradient. With ``gram_reduction='mean'``, where
+    AᵀA is divided by the rows, τ is as many times as large. A τ much smaller makes all of the step explicit, a much
     larger one changes less and less (``diagnose`` says so of both). It takes the batch's size, the inputs' scale and
     the layer's width out of the question, not the question itself: the mean says nothing of how the eigenvalues spread
     (those of images spread over many decades), and nothing of the loss. Try scales a factor of ten apart, at the batch

@@ -1,9 +1,9 @@
 """Draws one number of each run of a sweep over one of the keys that it varied.
 
-python scripts/plot_sweep.py results/stability --x proxprop.tau_prox --hue proxprop.optimization_mode \\
-    --y train_loss --output stability.pdf
+python scripts/plot_sweep.py results/tau_prox --x proxprop.tau_prox --hue proxprop.optimization_mode \\
+    --y train_loss --output tau_prox.pdf
 
-Beside the figure it writes the same numbers as a table, stability.csv and stability.md.
+Beside the figure it writes the same numbers as a table, tau_prox.csv and tau_prox.md.
 """
 
 from __future__ import annotations

@@ -1,0 +1,61 @@
+"""The benchmarks that no other test runs come to their end, and refuse what they cannot do before they begin."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from benchmarks import accuracy, checkpoint_cost, optimizer_cost, step_cost
+from benchmarks.networks import NETWORKS, Network
+from experiments.command.cli import run_command
+from tests.synthetic_cifar import IMAGES, write_small_cifar
+
+COMMANDS = {
+    "accuracy": lambda: run_command(accuracy.measure),
+    "checkpoint_cost": lambda: run_command(checkpoint_cost.main),
+    "optimizer_cost": optimizer_cost.main,
+    "step_cost": step_cost.main,
+}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    return COMMANDS[name]()
+
+
+def test_digits_of_directions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def small() -> nn.Sequential:
+        return nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, 10))
+
+    write_small_cifar(tmp_path, monkeypatch)
+    monkeypatch.setattr(accuracy, "BATCH", IMAGES)
+    monkeypatch.setitem(NETWORKS, "mlp", Network(small, NETWORKS["mlp"].batch, "3"))
+    monkeypatch.setattr(accuracy, "CASES", {"mlp": (0.05,)})
+    file = tmp_path / "accuracy.json"
+    assert run(monkeypatch, "accuracy", "--root", str(tmp_path), "--json", str(file)) == 0
+    written = json.loads(file.read_text())
+    assert [row["mode"] for row in written["layers"]] == ["prox_exact", "prox_cg10"]
+    assert all(0 < row["error"] < 1e-3 for row in written["layers"])
+    assert written["first MLP layer"]["3"]["orthogonalised, float32"] < 1e-3
+
+
+def test_seconds_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checkpoint_cost, "CONFIGS", ("convnet_adam_gradient",))
+    monkeypatch.setattr(checkpoint_cost, "STEPS", 2)
+    file = tmp_path / "checkpoint.json"
+    assert run(monkeypatch, "checkpoint_cost", "--device", "cpu", "--json", str(file)) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["run"] == "convnet_adam_gradient"
+    assert row["save_ratio"] == pytest.approx(row["save_s"] / row["epoch_s"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_file_without_a_folder_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    configs = ["configs/paper/mlp_sgd_cg3.yaml"] if name == "optimizer_cost" else []
+    assert run(monkeypatch, name, *configs, "--json", str(tmp_path / "none" / "x.json")) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: argument --json: there is no folder {tmp_path / 'none'} (see --help)\n"
