@@ -132,7 +132,7 @@ class GeneratedLayer(_PickledByBase):
         self._found_linear: set[bool] = set()  # in which of training and evaluation
         if next(self.parameters(), None) is None:
             raise TypeError(f"{type(self).__name__}: the module has no parameters to take a step on")
-        check_options(self)  # of EmbeddingBag
+        check_options(self)
 
     def _used(self) -> Used:
         """All parameters, and tensors that need a gradient among the attributes, where wrappers keep theirs."""
@@ -148,6 +148,7 @@ class GeneratedLayer(_PickledByBase):
         return call(_tensors(used), tensors)
 
     def _linearised(self, detached: Used, trained: Sequence[bool], *args: Any, **kwargs: Any) -> Linearised:
+        check_options(self)  # of EmbeddingBag; once more: they may be set at any time
         call, tensors = _Call.split(self, args, kwargs)
         parameters = _tensors(detached)
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))

@@ -68,14 +68,14 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
         case ["tau_prox"]:
             question = Question("proxprop.tau_prox", "proxprop.optimization_mode", "train_loss")
             return sweep_table.to_markdown(answer(question, _runs_over(results / TAU_PROX))).rstrip()
-        case ["ablation", network]:
+        case ["ablation", network] if network in ablation.NETWORKS:
             over = _runs_over(results / f"{ABLATION}_{network}")
             return ablation.to_markdown(ablation.read_parts(over)[network]).rstrip() if over else MISSING
-        case ["rivals", network]:
+        case ["rivals", network] if network in rivals.NETWORKS:
             over = _groups(results / RIVALS / network)
             costs = rivals.Costs.read(results / RIVALS / "costs.json") if over else rivals.Costs()
             return rivals.to_markdown(rivals.by_network(over.values(), costs)[network]).rstrip() if over else MISSING
-        case ["search", network]:
+        case ["search", network] if network in rivals.NETWORKS:
             runs = _runs_over(results / RIVALS / f"search_{network}")
             return rivals.search_to_markdown(runs).rstrip() if runs else MISSING
         case ["left"]:
@@ -86,11 +86,12 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
 
 
 def _number(folder: Path, number: str, groups: Groups) -> str:
-    name, _, epoch = number.partition("@")
-    if name not in ("train_loss", "val_accuracy", "best_val_accuracy", "test_accuracy"):
+    name, at, epoch = number.partition("@")
+    known = ("train_loss", "val_accuracy", "best_val_accuracy", *["test_accuracy"] * (not at))
+    if name not in known or (at and not epoch.isdecimal()):
         raise UsageError(f"{folder}: no number is called {number!r}; see the top of scripts/report.py")
     group = groups(folder.parent).get(folder.name)
-    if group is None:
+    if group is None or (epoch and any(run.epochs < int(epoch) and run.status != "diverged" for run in group.runs)):
         return MISSING
 
     def of(run: RecordedRun) -> float | None:

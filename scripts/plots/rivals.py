@@ -63,8 +63,12 @@ class Costs:
             where = machine(content["device"], content["threads"], content["torch"])
             if any(not isinstance(row[key], float) for row in rows for key in ("step_seconds", "peak_bytes")):
                 raise ValueError("its rows need step_seconds and peak_bytes")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for row in rows:
+                _what_costs(row)
+        except OSError as error:
             raise RecordError(f"{path}: cannot be read as costs of optimizers: {reason(error)}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"{path}: is no file of benchmarks/optimizer_cost.py ({reason(error)})") from error
         return cls(rows, where)
 
     def of(self, config: Config) -> dict[str, Any] | None:
@@ -323,6 +327,9 @@ def _figure(network: str, methods: Sequence[Method]) -> Figure:
 def _curve(method: Method) -> Curve:
     name, mode = method.config.optimizer.name, method.config.proxprop.optimization_mode
     key = name if mode == "gradient" else f"{mode.removeprefix('prox_')}_{name}"
+    if key not in style.LINES:
+        raise RecordError(f"{method.group.runs[0].folder}: there is no line for {mode}; there are some for gradient, "
+                          f"{', '.join(f'prox_{mode}' for mode in style.INSIDE)}")  # fmt: skip
     return Curve(method.group.name, method.label, key)
 
 

@@ -83,9 +83,10 @@ OPTIMIZERS = {
     "kfac": Line("#8C6D31", "s", (0, (1.5, 1.5)), hollow=True),
     "isaac": Line("#7A5CC2", "^", (0, (1.5, 1.5)), hollow=True),
 }
+INSIDE = ("cg1", "cg3", "cg5", "cg10", "exact")
 LINES |= OPTIMIZERS | {
     f"{mode}_{name}": dataclasses.replace(line, marker=LINES[mode].marker, linestyle="-", hollow=False)
-    for mode in ("cg1", "cg3", "cg5", "cg10", "exact")
+    for mode in INSIDE
     for name, line in OPTIMIZERS.items()
 }
 # For values that have no line of their own: markers and dashes change at different paces, so that no two are alike.

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import step_cost
 from benchmarks.networks import NETWORKS, Network, calls, floor
 from benchmarks.step_cost import Step, measure, measure_layer
 from proxprop.layers import ProxPropLayer
@@ -37,8 +38,12 @@ def test_a_row_of_each_table(monkeypatch):
         return nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.ReLU(), nn.Linear(4, 10))
 
     monkeypatch.setitem(NETWORKS, "mlp", Network(small, NETWORKS["mlp"].batch, "3"))
-    row = measure("mlp", "gradient", CPU, "none", seconds=0.01)
-    assert row["low"] <= row["ratio"] <= row["high"]
+    seconds = iter([9.0, 99.0] * 2 + [1.0, 2.0, 2.0, 5.0, 1.0, 3.0, 4.0, 16.0, 2.0, 10.0])  # two rounds do not count
+    with monkeypatch.context() as patch:
+        patch.setattr(step_cost, "timed", lambda run, device: next(seconds))
+        row = measure("mlp", "gradient", CPU, "none", seconds=1e-9)
+    assert (row["low"], row["ratio"], row["high"]) == (2.5, 3.0, 4.0)  # of 2, 2.5, 3, 4 and 5
+    assert (row["plain_ms"], row["rounds"]) == (2000, 5)
     assert row["floor"] == 1
     step = Step("mlp", "prox_cg3", CPU)
     (call,) = calls(step.network, step.inputs, step.labels)

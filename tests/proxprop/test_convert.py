@@ -218,6 +218,8 @@ def test_copies_of_a_converted_model_compute_the_same(copied):
         torch.save(model, file)
         file.seek(0)
         twin = torch.load(file, weights_only=False)
+    twin[4].tau_prox = 5.0
+    assert model[4].tau_prox == 0.3
     twin[4].tau_prox = 0.3
     x = torch.randn(6, 2, 4, 4)
     for each in (model, twin):

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 DOCS = Path(__file__).parents[2] / "docs"
+README = DOCS.parent / "README.md"
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
-PAGES = ("your_model.md", "deferred.md", "own_layer.md")
+PAGES = (README, DOCS / "your_model.md", DOCS / "deferred.md", DOCS / "own_layer.md")
 BLOCKS = [
-    pytest.param(*found, id=f"{page}-{index}")
+    pytest.param(*found, id=f"{page.name}-{index}")
     for page in PAGES
-    for index, found in enumerate(BLOCK.findall((DOCS / page).read_text()))
+    for index, found in enumerate(BLOCK.findall(page.read_text()))
 ]
 BATCH, PARTS = 128, 4
 

@@ -206,9 +206,16 @@ def test_replaced_tensors_are_back_after_a_module_fails():
     assert layer.weight is before
 
 
-def test_an_option_that_is_set_later():
-    layer = ProxPropEmbedding(5, 3)
-    layer(torch.tensor([0, 1]))
-    layer.max_norm = 1.0
-    with pytest.raises(TypeError, match=r"ProxPropEmbedding: max_norm=1\.0 changes the parameters"):
-        layer(torch.tensor([0, 1]))
+@pytest.mark.parametrize("cls", [ProxPropEmbedding, proxprop_module_generator(torch.nn.EmbeddingBag)])
+@pytest.mark.parametrize(("option", "value"), [("max_norm", 1.0), ("scale_grad_by_freq", True), ("sparse", True)])
+def test_an_option_that_is_set_later(cls, option, value):
+    layer, tokens = (
+        cls(5, 3, mode="sum") if issubclass(cls, torch.nn.EmbeddingBag) else cls(5, 3),
+        torch.tensor([[0, 1]]),
+    )
+    layer(tokens)
+    before = layer.weight.clone()
+    setattr(layer, option, value)
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}: {option}={value} changes the parameters or their gradient"):
+        layer(tokens)
+    assert torch.equal(layer.weight, before)

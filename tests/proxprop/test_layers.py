@@ -239,6 +239,8 @@ def test_copies_compute_the_same(pair, copied):
         twin = torch.load(file, weights_only=False)
     assert type(twin) is type(proximal)
     assert twin.tau_prox == 0.3
+    twin.tau_prox = 5.0
+    assert proximal.tau_prox == 0.3
     twin.tau_prox = 0.3
     for layer in (proximal, twin):
         layer(x).square().sum().backward()
@@ -460,6 +462,30 @@ def test_bfloat16_layers_and_autocast_solve_in_float32(kind, mode):
     low(x).backward(seed)
     assert low.weight.grad.dtype == torch.bfloat16
     assert torch.equal(low.weight.grad, expected["weight"].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg3", "gradient"])
+def test_half_precision_has_the_oracles_direction_of_its_numbers(mode, dtype):
+    """Of the values as they are rounded: under autocast to float32, in a layer of half precision to its own digits."""
+    torch.manual_seed(0)
+    x, seed = torch.randn(9, 6).to(dtype), torch.randn(9, 4).to(dtype)
+    layer = ProxPropLinear(6, 4, tau_prox=0.5, optimization_mode=mode)
+    if mode == "prox_exact":
+        expected = oracle.exact(layer, [x], seed, 0.5)
+    elif mode == "prox_cg3":
+        expected = oracle.conjugate_gradients(layer, [x], seed, 0.5, 3)
+    else:
+        expected = {"weight": seed.double().T @ x.double(), "bias": seed.double().sum(0)}
+    with torch.autocast("cpu", dtype=dtype):
+        output = layer(x)
+    assert output.dtype == dtype
+    output.backward(seed)
+    assert oracle.relative_error(gradients(layer), expected) < 1e-5
+    layer.to(dtype).zero_grad()
+    layer(x).backward(seed)
+    assert layer.weight.grad.dtype == dtype
+    assert oracle.relative_error(gradients(layer), expected) < torch.finfo(dtype).eps
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")

@@ -228,11 +228,44 @@ def test_what_is_no_comparison_is_told(results: Path, tmp_path: Path, capsys: py
     assert capsys.readouterr().err == "error: none of the runs is over yet; see python -m experiments.show\n"
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"device": "x"}', '{"device": "x", "threads": 1, "torch": "2", '
-                                     '"rows": [{"step_seconds": "1", "peak_bytes": 1.0}]}'])  # fmt: skip
-def test_a_file_without_costs_is_told(tmp_path: Path, content: str | None) -> None:
+@pytest.mark.parametrize("mode", ["prox_cg2", "prox_cg20", "published_cg3"])
+def test_a_mode_without_a_line_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str) -> None:
+    folder = write_method(tmp_path / "runs", "sgd", mode)
+    assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "page.pdf")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {folder}: there is no line for {mode}; there are some for gradient, prox_cg1, prox_cg3, prox_cg5, "
+        "prox_cg10, prox_exact\n"
+    )
+
+
+HEADER = {"device": "x", "threads": 1, "torch": "2"}
+MEASURED = {"step_seconds": 1.0, "peak_bytes": 1.0}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"device": "x"}',
+        json.dumps({**HEADER, "rows": [{**MEASURED, "step_seconds": "1"}]}),
+        json.dumps({**HEADER, "rows": [MEASURED]}),
+        json.dumps(
+            {**HEADER, "rows": [{**MEASURED, "model": {}, "optimizer": "sgd", "proxprop": {}, "batch_size": 1}]}
+        ),
+    ],
+)
+def test_a_file_without_costs_is_told(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
     path = tmp_path / "costs.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(RecordError, match=r"costs.json: cannot be read as costs of optimizers: "):
-        Costs.read(path)
+    path.write_text(content)
+    assert main([str(results / "mlp"), "--costs", str(path), "--output", str(tmp_path / "page.pdf")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: is no file of benchmarks/optimizer_cost.py (")
+    assert error.count("\n") == 1
+
+
+def test_costs_that_are_not_there_are_told(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"costs.json: cannot be read as costs of optimizers: No such file"):
+        Costs.read(tmp_path / "costs.json")

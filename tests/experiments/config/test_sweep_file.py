@@ -211,8 +211,8 @@ def test_a_seed_cannot_be_set_where_seeds_are_asked_for():
         ({"grid": {"extends": ["a.yaml"]}}, r"extends: unknown key; .*"),
         ({"grid": {"grid": [1]}}, r"grid: unknown key; .*"),
         ({"grid": {"data.root": ["a" * 300]}}, r"name: .*"),
-        ({"grid": {LR: [1], f"{LR},{TAU}": [2]}}, r"grid.*optimizer\.lr.*"),  # one key, two values
-        ({"grid": {f"{LR},{LR}": [2]}}, r"grid.*optimizer\.lr.*"),
+        ({"grid": {LR: [1], f"{LR},{TAU}": [2]}}, r"grid\..*: optimizer\.lr is varied twice .*"),  # one key, two values
+        ({"grid": {f"{LR},{LR}": [2]}}, r"grid\..*: optimizer\.lr is varied twice .*"),
         *(
             (
                 {"seeds": value},
@@ -244,18 +244,17 @@ def test_a_bad_number_of_seeds_is_one_line(capsys, seeds):
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "line"),
     [
-        {"seeds": 10**30},
-        {"seeds": 20_000},
-        {"grid": {LR: list(range(1, 150)), TAU: list(range(1, 150))}},
-        {"grid": {LR: list(range(1, 150))}, "seeds": 150},
+        ({"seeds": 10**30}, r"seeds: must be how many \(at most 10000\), .*"),
+        ({"seeds": 20_000}, r"seeds: must be how many \(at most 10000\), .*"),
+        ({"grid": {LR: list(range(1, 150)), TAU: list(range(1, 150))}}, r"grid: has 22201 points; a file may .*"),
+        ({"grid": {LR: list(range(1, 150))}, "seeds": 150}, r"grid: has 149 points; a file may .* seeds included"),
     ],
 )
-def test_more_runs_than_anyone_could_want_are_refused_at_once(capsys, keys):
-    with pytest.raises(ConfigError, match=r"^(grid|seeds): ") as caught:
+def test_more_runs_than_anyone_could_want_are_refused_at_once(keys, line):
+    with pytest.raises(ConfigError, match=f"^{line}$"):
         load_config_file(write_sweep(**keys))
-    assert "\n" not in str(caught.value)
 
 
 def test_null_stands_for_nothing_given():

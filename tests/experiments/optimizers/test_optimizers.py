@@ -147,6 +147,19 @@ def test_isaac_is_the_exact_step_over_tau_without_a_bias(write_config, shape):
     torch.testing.assert_close(isaac, directions(layer, x, gradient), rtol=1e-9, atol=1e-12)
 
 
+def test_isaac_leaves_the_bias_out_of_its_system(write_config):
+    torch.manual_seed(0)
+    model = nn.Sequential(ProxPropLinear(7, 5, optimization_mode="prox_exact").double())
+    config = config_of(write_config, "isaac")
+    make_optimizer(model, config.optimizer)
+    x, gradient = torch.randn(40, 7, dtype=torch.float64), torch.randn(40, 5, dtype=torch.float64)
+    weight = directions(model[0], x, gradient)
+    damped = x.T @ x / len(x) + config.optimizer.damping * torch.eye(7, dtype=torch.float64)
+    expected = config.optimizer.damping * torch.linalg.solve(damped, x.T @ gradient).T
+    torch.testing.assert_close(weight, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(model[0].bias.grad, gradient.sum(0))
+
+
 def kfac_step(optimizer, model, x, labels):
     """A step's mean loss, its plain gradient, and the preconditioned one."""
     optimizer.zero_grad()

@@ -112,6 +112,10 @@ def training_on(device, write_config, network, mode, how="none"):
     return Training(build(config).to(device), Data(*splits, data.identity), config)
 
 
+def one_step(training):
+    training._step(torch.arange(40, device=training.data.train.labels.device))
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_no_step_reads_a_number_back(write_config, network, mode):
@@ -120,6 +124,8 @@ def test_no_step_reads_a_number_back(write_config, network, mode):
     if (network, mode) == ("convnet", "prox_cg1") and torch.__version__ < (2, 14):
         pytest.skip("PyTorch before 2.14 has no matrix-free convolution on the meta device")
     training = training_on(torch.device("meta"), write_config, network, mode)
+    one_step(training)  # as on a GPU, below
+    training.batch = 0
     training._train_epoch(lambda examples: None)
     assert training.batch == 3
     with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
@@ -131,11 +137,10 @@ def test_no_step_reads_a_number_back(write_config, network, mode):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_no_step_waits_for_the_gpu(write_config, network, mode):
     training = training_on(torch.device("cuda"), write_config, network, mode)
-    images, labels = training.data.train.images[:40], training.data.train.labels[:40]
-    training._step(images, labels)  # libraries are loaded
+    one_step(training)  # libraries are loaded
     torch.cuda.set_sync_debug_mode("error")
     try:
-        training._step(images, labels)
+        one_step(training)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

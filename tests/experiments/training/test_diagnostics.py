@@ -27,7 +27,8 @@ SETTINGS = {
     "mlp cg": {"proxprop": {"optimization_mode": "prox_cg3", "tau_prox": 0.1}},
     "mlp exact": {"proxprop": {"optimization_mode": "prox_exact", "tau_prox": 0.1}},
     "convnet published": {"model": CONVNET, "proxprop": {"optimization_mode": "published_cg2", "tau_prox": 0.1}},
-    "gradient": {},
+    "gradient": {"proxprop": {"optimization_mode": "gradient", "tau_prox": 0.25}},
+    "mean": {"proxprop": {"optimization_mode": "prox_exact", "tau_prox": 5.0, "gram_reduction": "mean"}},
 }
 
 
@@ -72,7 +73,8 @@ def expected(path):
                 g = torch.cat([plain.get_parameter(key).grad.flatten() for key in keys]).double()
                 w = torch.cat([plain.get_parameter(key).detach().flatten() for key in keys]).double()
                 cosine = float(d @ g / d.norm() / g.norm())
-                ratio = float(d.norm() / g.norm() / config.proxprop.tau_prox)
+                explicit = 1 if config.proxprop.gram_reduction == "mean" else config.proxprop.tau_prox
+                ratio = float(d.norm() / g.norm() / explicit)
                 seen.setdefault(name, []).append((cosine, ratio, float(d.norm() / w.norm())))
             step()
 
