@@ -49,6 +49,18 @@ def test_diverged_runs_are_done_too(three, capsys):
     assert capsys.readouterr().out.count("skipped, already") == 3
 
 
+def test_a_finished_run_of_another_device_is_not_silently_skipped(three, capsys):
+    assert main(["configs/b.yaml", "--output", "out"]) == 0
+    capsys.readouterr()
+    summary = OUT / "b" / "summary.json"
+    summary.write_text(summary.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    assert main([*three, "device=cpu"]) == 2
+    assert error_line(capsys) == (
+        "error: out/configs/b: holds a run made on cuda, not on cpu; give --overwrite or another --output\n"
+    )
+    assert not (OUT / "a").exists()
+
+
 def test_a_finished_run_of_another_config_is_not_silently_skipped(three, capsys):
     assert main(["configs/b.yaml", "--output", "out"]) == 0
     capsys.readouterr()

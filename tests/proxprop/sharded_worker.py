@@ -147,6 +147,8 @@ def check_deferred(rank, kinds):
                 accumulate(which, model, batch(rank).split(sizes))
                 optimizer.step()
                 check(f"deferred, {which}, {parts} micro-batches", gathered(which, model), reference)
+    check_averaged(rank, plain)
+    check_alone(rank, plain)
     layer = plain[3]
     deferred = defer(layer)
     layer.zero_grad()
@@ -154,6 +156,39 @@ def check_deferred(rank, kinds):
         layer(torch.ones(1, 12, dtype=torch.float64)).sum().backward()
     with pytest.raises(RuntimeError, match="the model itself: backward passes came to it on some processes and not on"):
         deferred.solve()
+
+
+def check_averaged(rank, plain):
+    """A running average of both batches' AᵀA, renewed in every other step, is that of one process with both."""
+    alone, model = copy.deepcopy(plain), DistributedDataParallel(copy.deepcopy(plain))
+    settings = {"curvature_decay": 0.5, "refresh_every": 2}
+    steps = defer(alone, process_group=dist.new_group([rank], use_local_synchronization=True), **settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    defer(model, optimizer, **settings)
+    for step in range(4):
+        batches = [batch(2 * step), batch(2 * step + 1)]
+        alone.zero_grad()
+        (alone(torch.cat(batches)).square().sum() / 10).backward()
+        steps.solve()
+        optimizer.zero_grad()
+        accumulate("ddp", model, [batches[rank]])
+        optimizer.step()
+        reference = torch.cat([p.grad.flatten() for p in alone.parameters()])
+        check(f"average, step {step}", gathered("ddp", model), reference)
+
+
+def check_alone(rank, plain):
+    """In a group of its own a process takes the step of its own batch, which for one pass is the immediate one."""
+    immediate, deferred = copy.deepcopy(plain), copy.deepcopy(plain)
+    proxprop.additive._told.add("processes")  # these two models are each for one process
+    optimizer = torch.optim.SGD(deferred.parameters(), lr=0.0)
+    defer(deferred, optimizer, process_group=dist.new_group([rank], use_local_synchronization=True))
+    for model in (immediate, deferred):
+        model.zero_grad()
+        model(batch(rank)).square().sum().backward()
+    optimizer.step()
+    reference = torch.cat([p.grad.flatten() for p in immediate.parameters()])
+    check("a group of its own", [p.grad for p in deferred.parameters()], reference)
 
 
 def main(rendezvous, rank):

@@ -16,6 +16,7 @@ from transformers_like import Conv1D
 import proxprop.additive
 import proxprop.systems
 from proxprop import (
+    ProxPropConv1d,
     ProxPropConv2d,
     ProxPropConvTranspose2d,
     ProxPropEmbedding,
@@ -803,6 +804,38 @@ def test_a_batch_of_padding_alone_has_no_direction(mode):
     with row_mask(torch.zeros(16, 3, dtype=torch.bool)):
         layer(x).backward(gradient)
     assert not layer.weight.grad.any()
+
+
+def test_a_mask_within_a_checkpoint_that_is_not_reentrant():
+    layer, x, gradient = case("tokens", "prox_exact")
+    mask = torch.arange(48).reshape(16, 3) % 3 > 0
+    with row_mask(mask):
+        output = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+    output.backward(gradient)  # which runs the layer again
+    reference = oracle.exact(layer, [x[mask]], gradient[mask], 0.7)
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_a_convolution_is_not_masked():
+    layer, x, gradient = case("tokens", "prox_exact")
+    conv = ProxPropConv1d(3, 2, 2, tau_prox=0.7, optimization_mode="prox_exact").double()
+    output_gradient = torch.randn(16, 2, 4, dtype=torch.float64)
+    reference = oracle.exact(conv, [x], output_gradient, 0.7)
+    with row_mask(torch.arange(48).reshape(16, 3) % 3 > 0):
+        outputs = layer(x), conv(x)
+    torch.autograd.backward(outputs, (gradient, output_gradient))
+    assert oracle.relative_error(gradients(conv), reference) < 1e-9
+
+
+def test_a_mask_of_tokens_in_one_dimension():
+    torch.manual_seed(0)
+    layer = ProxPropEmbedding(7, 3, tau_prox=0.7, optimization_mode="prox_exact").double()
+    tokens, mask = torch.randint(7, (4, 5)), torch.rand(4, 5) < 0.5
+    gradient = torch.randn(20, 3, dtype=torch.float64)
+    with row_mask(mask):
+        layer(tokens.flatten()).backward(gradient)
+    reference = oracle.exact(layer, [tokens[mask]], gradient[mask.flatten()], 0.7)
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
 
 
 def test_a_mask_that_fits_nothing_is_told():

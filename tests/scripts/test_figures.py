@@ -345,3 +345,9 @@ def test_markdown_rows_have_equal_cells(tmp_path: Path) -> None:
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == 8 + 2 * 2
     assert {line.count("|") for line in rows} == {10}
+
+
+def test_a_figure_without_a_run_says_so() -> None:
+    page = draw_figure(FIGURE_2, FIGURE_2.title, [], Footer.of([], []))
+    assert "no run of this figure is there" in [text.get_text() for text in page.texts]
+    assert not page.axes

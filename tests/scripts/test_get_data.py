@@ -200,3 +200,18 @@ def test_the_shell_file_works_from_another_folder(root: Path, batches: Path, tmp
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert contents(tmp_path / "with space" / FOLDER) == contents(batches)
+
+
+def test_wget_does_where_there_is_no_curl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(get_data.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "wget" else None)
+    command = get_data.download_command(UNREACHABLE, tmp_path / "part")
+    assert list(map(str, command)) == [
+        *("/usr/bin/wget", "--continue", "--no-verbose", "--tries", "3"),
+        *("--output-document", str(tmp_path / "part"), UNREACHABLE),
+    ]
+
+
+def test_a_download_without_either_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(get_data.shutil, "which", lambda name: None)
+    with pytest.raises(DataError, match=r"^a download needs curl or wget: install one of them$"):
+        get_data.download_command(UNREACHABLE, tmp_path / "part")

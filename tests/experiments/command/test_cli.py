@@ -6,7 +6,7 @@ import pytest
 
 from experiments import run, show, sweep
 from experiments.command.cli import user_path
-from scripts import full_length, longest_curve, plot_diagnostics, plot_paper, plot_sweep
+from scripts import full_length, longest_curve, plot_ablation, plot_diagnostics, plot_paper, plot_rivals, plot_sweep
 
 
 @pytest.fixture
@@ -29,7 +29,8 @@ def test_a_tilde_in_front_is_the_home(home):
         run._parser(),
         sweep._parser(),
         show._parser(),
-        *(script.make_parser() for script in (plot_paper, plot_sweep, plot_diagnostics, full_length, longest_curve)),
+        *(script.make_parser() for script in (plot_paper, plot_sweep, plot_diagnostics, plot_ablation, plot_rivals)),
+        *(script.make_parser() for script in (full_length, longest_curve)),
     ],
 )
 def test_no_command_takes_a_tilde_for_a_name(parser):

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from experiments.folder.lock import holder
 from experiments.folder.read import read_summary
-from experiments.launch import cluster
+from experiments.launch import cluster, processes
 from experiments.launch.board import Board
 from experiments.launch.plan import plan
 from experiments.run import main as run_one
@@ -192,6 +193,52 @@ def test_a_cluster_that_takes_no_job_says_so_in_one_line(write_config, tmp_path,
     lines = capfd.readouterr().err.splitlines()
     assert lines[-1] == "error: tiny: cannot be submitted: sbatch: error: invalid partition: nope"
     assert set(lines[:-1]) <= {"sbatch: error: invalid partition: nope"}  # which submitit passes on
+
+
+@pytest.mark.parametrize("given", [None, "3"])
+def test_threads_and_devices_are_shared_out(write_config, monkeypatch, given):
+    started = []
+
+    class Popen:
+        def __init__(self, command, *, env, **options):
+            started.append((command[-1], env["OMP_NUM_THREADS"]))
+
+        def poll(self):
+            return 0
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Popen)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    runs = plan([write_config()], [], Path("out"), seeds=6)
+    assert len(list(processes.launch(runs, 2, ["cuda:0", "cuda:1"]))) == 6
+    assert [threads for _, threads in started] == [given or "4"] * 6
+    devices = [device for device, _ in started]
+    assert devices[:2] == ["device=cuda:0", "device=cuda:1"]
+    assert sorted(devices) == ["device=cuda:0"] * 3 + ["device=cuda:1"] * 3
+
+
+def test_a_job_that_dies_is_told_with_its_log_and_one_that_is_stopped_is_cancelled():
+    class Died:
+        job_id, paths = "17", SimpleNamespace(stderr="log/17.err")
+        cancelled = None
+
+        def done(self):
+            return True
+
+        def result(self):
+            raise RuntimeError("the node is gone")
+
+        def cancel(self, check):
+            Died.cancelled = check
+
+    job = cluster._Job(None, Died())
+    outcome = job.outcome()
+    assert outcome.failed
+    assert outcome.text == "job 17: the node is gone (its log: log/17.err)"
+    job.stop()
+    assert Died.cancelled is False
 
 
 def test_submitit_that_is_not_installed_is_one_line(write_config, monkeypatch, capsys):

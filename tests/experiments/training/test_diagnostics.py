@@ -228,6 +228,13 @@ def test_factorisations_that_fail_are_counted():
     assert record.failed == 0
 
 
+def test_what_was_seen_by_other_code_is_refused():
+    model = nn.Sequential(ProxPropLinear(3, 2))
+    observer = Observer(model, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"^other numbers are recorded of layers$"):
+        observer.load_state_dict({name: sums[:-1] for name, sums in observer.state_dict().items()})
+
+
 def test_a_run_that_diverges_has_no_cosines(write_config):
     path = str(write_config(optimizer={"name": "sgd", "lr": 1e30}, **SETTINGS["mlp cg"]))
     assert main([path, "diagnostics_every=1"]) == 0
