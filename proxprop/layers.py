@@ -32,6 +32,7 @@ from proxprop.design import (
     transposed,
     working_dtype,
 )
+from proxprop.design.computed import COMPILED
 from proxprop.function import NoStep, ProximalStep, Settings
 from proxprop.modes import check_together, parse_mode, parse_reduction, parse_tau
 from proxprop.rows import is_masking, masked_rows
@@ -260,10 +261,7 @@ class ProxPropLayer(nn.Module):
         if all(t.is_leaf for t in tensors):
             return (), used
         if torch.compiler.is_compiling():
-            raise NoProximalStep(
-                "no proximal step for a weight that is computed from parameters in compiled code; "
-                "torch.compiler.disable(layer) leaves the layer uncompiled"
-            )
+            raise NoProximalStep(f"no proximal step for a weight that is computed from parameters {COMPILED}")
         if all(map(is_moved, tensors)):
             return (), used
         self._check_computed_mode()

@@ -14,7 +14,8 @@ from proxprop.design.base import Design, MatrixDesign, NoProximalStep, Parameter
 
 _LEAF = "torch::autograd::AccumulateGrad"
 _REPLICA = "BroadcastBackward"  # nn.DataParallel: one node for all parameters of a model
-_OPAQUE = {_REPLICA: "under nn.DataParallel", "CompiledFunctionBackward": "in compiled code"}
+COMPILED = "in compiled code; torch.compiler.disable(layer) leaves the layer uncompiled"
+_OPAQUE = {_REPLICA: "under nn.DataParallel", "CompiledFunctionBackward": COMPILED}
 _MOVES = {
     f"{name}Backward0"
     for name in (

@@ -14,6 +14,8 @@ from proxprop import (
     ProxPropConv1d,
     ProxPropConv2d,
     ProxPropConv3d,
+    ProxPropConvTranspose2d,
+    ProxPropEmbedding,
     ProxPropLinear,
     proxprop_module_generator,
     revert,
@@ -301,6 +303,39 @@ def test_a_generated_layer_runs_uncompiled_between_two_graphs():
     compiled = directions(model, torch.compile(model, backend=counted), x)
     assert counted.graphs >= 2
     assert oracle.relative_error(compiled, directions(model, model, x)) < 1e-9
+
+
+UNCOMPILED = {
+    "Embedding": (lambda **k: ProxPropEmbedding(7, 3, **k), torch.tensor([[0, 3, 3], [5, 0, 1]])),
+    "ConvTranspose2d": (lambda **k: ProxPropConvTranspose2d(2, 3, 2, stride=2, **k), (3, 2, 4, 4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+@pytest.mark.parametrize("name", UNCOMPILED)
+def test_layers_without_an_operator_run_uncompiled_and_have_the_oracles_direction(name):
+    torch.manual_seed(0)
+    make, x = UNCOMPILED[name]
+    layer = make(tau_prox=0.7, optimization_mode="prox_exact").double()
+    x = x if isinstance(x, torch.Tensor) else torch.randn(x, dtype=torch.float64)
+    output = torch.compile(nn.Sequential(layer, nn.Tanh()), backend="aot_eager")(x)
+    gradient = torch.randn_like(output)
+    output.backward(gradient)
+    before = gradient * (1 - output.detach().square())
+    expected = oracle.exact(layer, [x], before, 0.7)
+    assert oracle.relative_error({n: p.grad for n, p in layer.named_parameters()}, expected) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["Linear", "Conv2d"])
+def test_a_compiled_layer_with_the_mean_over_rows(name):
+    layer, x = prepared(name, gram_reduction="mean")
+    rows = layer(x)[:, 0].numel() if name == "Conv2d" else len(x)
+    output = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    gradient = torch.randn_like(output)
+    output.backward(gradient)
+    # (AᵀA/m + I/τ)⁻¹ AᵀG/τ: the step of τ/m for m/τ times the gradient.
+    expected = oracle.exact(layer, [x], gradient * rows / 0.7, 0.7 / rows)
+    assert oracle.relative_error({n: p.grad for n, p in layer.named_parameters()}, expected) < 1e-9
 
 
 def test_a_generated_layer_in_one_graph_says_so():
