@@ -1,9 +1,8 @@
 """Draws ProxProp beside other optimizers: for each network the loss over epochs and over time, one page.
 
-python scripts/plot_rivals.py results/cpu-rivals/mlp results/cpu-rivals/convnet \\
-    --costs results/cpu-rivals/costs.json --output results/cpu-rivals/rivals.pdf
+python scripts/plot_rivals.py results/COMPARED --costs costs.json --output rivals.pdf
 
-For runs of configs/rivals/mlp.yaml and convnet.yaml. The tables are in docs/rivals.md (scripts/report.py).
+For runs with one learning rate for each optimizer, as the sweep file COMPARED.yaml may have them: docs/experiments.md.
 """
 
 from __future__ import annotations

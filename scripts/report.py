@@ -1,4 +1,4 @@
-"""Fills the numbers into docs/reproduction.md and docs/rivals.md, from docs/reproduction.in.md and docs/rivals.in.md.
+"""Fills the numbers into the reports in docs/: into docs/reproduction.md, from the template docs/reproduction.in.md.
 
 python scripts/report.py
 
@@ -36,7 +36,7 @@ from scripts.plots import ablation, rivals, sweep_table, table1
 from scripts.plots.output import write
 from scripts.plots.runs import Replicates, load_runs
 from scripts.plots.sweep import Question, answer
-from scripts.plots.table import cell
+from scripts.plots.table import cell_in_text
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = {path: path.with_name(path.name.replace(".in.", ".")) for path in sorted((ROOT / "docs").glob("*.in.md"))}
@@ -104,7 +104,7 @@ def _number(folder: Path, number: str, groups: Groups) -> str:
 
     if all(run.status == "diverged" for run in group.runs):
         return "diverged"
-    return cell(group.stat(of), "#.3g" if name == "train_loss" else ".2%").replace("%", " %")
+    return cell_in_text(group.stat(of), "#.3g" if name == "train_loss" else ".2%")
 
 
 def _groups(root: Path) -> dict[str, Replicates]:

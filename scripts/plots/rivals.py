@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from scripts.plots import style
 from scripts.plots.draw import Drawn, draw_panel, new_page, time_note, x_ends
 from scripts.plots.figures import Curve, Figure, Panel
 from scripts.plots.notes import Footer, band_note, distinct, joined, machine, status_note
-from scripts.plots.runs import Replicates, Stat, steps_per_epoch
-from scripts.plots.table import cell
+from scripts.plots.runs import Replicates, Stat, steps_per_epoch, with_seconds
+from scripts.plots.table import cell, cell_in_text
 
 OPTIMIZERS = {
     "sgd": "SGD",
@@ -46,9 +46,9 @@ NETWORKS = {"mlp": "MLP", "convnet": "ConvNet", "resnet18": "resnet18"}
 
 @dataclass(frozen=True)
 class Costs:
-    """What `benchmarks/optimizer_cost.py` measured, and where."""
+    """What `benchmarks/optimizer_cost.py` measured, by the settings that it is for, and where."""
 
-    rows: tuple[dict[str, Any], ...] = ()
+    rows: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     where: str = ""
 
     @classmethod
@@ -59,12 +59,10 @@ class Costs:
         """
         try:
             content = json.loads(path.read_text())
-            rows = tuple(content["rows"])
+            rows = {_what_costs(row): row for row in content["rows"]}
             where = machine(content["device"], content["threads"], content["torch"])
-            if any(not isinstance(row[key], float) for row in rows for key in ("step_seconds", "peak_bytes")):
+            if any(not isinstance(row[key], float) for row in rows.values() for key in ("step_seconds", "peak_bytes")):
                 raise ValueError("its rows need step_seconds and peak_bytes")
-            for row in rows:
-                _what_costs(row)
         except OSError as error:
             raise RecordError(f"{path}: cannot be read as costs of optimizers: {reason(error)}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -73,14 +71,14 @@ class Costs:
 
     def of(self, config: Config) -> dict[str, Any] | None:
         """The row for the settings of ``config``, whatever its learning rate."""
-        return next((row for row in self.rows if _what_costs(row) == _what_costs(config.model_dump())), None)
+        return self.rows.get(_what_costs(config.model_dump()))
 
 
-def _what_costs(settings: dict[str, Any]) -> dict[str, Any]:
+def _what_costs(settings: dict[str, Any]) -> str:
+    """The settings that a step's cost depends on, as a text: equal for a config and for what a file has of it."""
     kept = {key: settings[key] for key in ("model", "optimizer", "proxprop", "batch_size")}
     kept["optimizer"] = {key: value for key, value in kept["optimizer"].items() if key != "lr"}
-    normal: dict[str, Any] = json.loads(json.dumps(kept))  # a list for a tuple, as a file has it
-    return normal
+    return json.dumps(kept, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -113,12 +111,8 @@ class Method:
 
     def timed(self) -> Replicates:
         """The runs, with the seconds of a quiet machine; with none where they are not known."""
-        each = self.seconds_per_epoch
-
-        def with_seconds(run: RecordedRun) -> RecordedRun:
-            return dataclasses.replace(run, metrics=run.metrics.assign(seconds=run.metrics["epoch"] * each))
-
-        return dataclasses.replace(self.group, runs=tuple(map(with_seconds, self.group.runs)))
+        runs = (with_seconds(run, self.seconds_per_epoch) for run in self.group.runs)
+        return dataclasses.replace(self.group, runs=tuple(runs))
 
 
 def label(config: Config) -> str:
@@ -164,14 +158,15 @@ def by_network(groups: Iterable[Replicates], costs: Costs) -> dict[str, list[Met
     if not found:
         raise RecordError("none of the runs is over yet; see python -m experiments.show")
     return {
-        name: sorted(found[name].values(), key=lambda method: (method.is_proxprop, *_place(method.config)))
+        name: sorted(found[name].values(), key=lambda method: _place(method.config))
         for name in NETWORKS
         if name in found
     }
 
 
-def _place(config: Config) -> tuple[int, str]:
-    return list(OPTIMIZERS).index(config.optimizer.name), config.proxprop.optimization_mode
+def _place(config: Config) -> tuple[bool, int, str]:
+    mode = config.proxprop.optimization_mode
+    return mode != "gradient", list(OPTIMIZERS).index(config.optimizer.name), mode
 
 
 def loss(method: Method) -> Stat:
@@ -201,13 +196,13 @@ def to_markdown(methods: Sequence[Method]) -> str:
         status = method.group.status
         cells = [
             cell(loss(method), number) + (f" ({status})" if status != "finished" else ""),
-            cell(best_accuracy(method), percent),
-            cell(test_accuracy(method), percent),
+            cell_in_text(best_accuracy(method), percent),
+            cell_in_text(test_accuracy(method), percent),
             cell(method.seconds_per_epoch, ".1f"),
             cell(method.mebibytes, ".0f"),
             settings(method.config),
         ]
-        lines.append(f"| {method.label} | {' | '.join(cells)} |".replace("%", " %"))
+        lines.append(f"| {method.label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -219,7 +214,7 @@ def _verdict(
     order = sorted(methods, key=lambda method: _rank(sign * of(method).mean))
 
     def shown(method: Method) -> str:
-        return cell(of(method).mean, form).replace("%", " %")
+        return cell_in_text(of(method).mean, form)
 
     first = order[0]
     text = f"{name[0].upper()}{name[1:]}: first of {len(order)} is {first.label} ({shown(first)})"
@@ -237,7 +232,7 @@ def _rank(value: float) -> float:
 def search_to_markdown(runs: Sequence[RecordedRun]) -> str:
     """A row for each method: the validation loss at each learning rate tried, the chosen one in bold."""
     tried: dict[str, list[RecordedRun]] = {}
-    for run in sorted(runs, key=lambda run: (run.config.proxprop.optimization_mode != "gradient", *_place(run.config))):
+    for run in sorted(runs, key=lambda run: _place(run.config)):
         tried.setdefault(label(run.config), []).append(run)
     lines = ["| optimizer | validation loss at each learning rate |", "|---|---|"]
     for name, members in tried.items():

@@ -122,7 +122,11 @@ def with_seconds_of(groups: dict[str, Replicates], quiet: Sequence[RecordedRun])
 def _with_seconds_of(run: RecordedRun, quiet: Sequence[RecordedRun]) -> RecordedRun:
     of_this = [one for one in quiet if set(differing_keys(one.config, run.config)) <= SEED_KEYS | LENGTH_KEYS]
     steps = [one.seconds_per_epoch / steps_per_epoch(one.config) for one in of_this]
-    each = pd.Series(steps, dtype=float).median() * steps_per_epoch(run.config)
+    return with_seconds(run, pd.Series(steps, dtype=float).median() * steps_per_epoch(run.config))
+
+
+def with_seconds(run: RecordedRun, each: float) -> RecordedRun:
+    """`run`, whose epochs take `each` seconds."""
     metrics = run.metrics.assign(seconds=run.metrics["epoch"] * each, epoch_seconds=each)
     metrics.loc[metrics["epoch"] == 0, "epoch_seconds"] = 0.0
     return dataclasses.replace(run, metrics=metrics)

@@ -71,6 +71,11 @@ def cell(value: float | Stat, form: str) -> str:
     return f"{number} ± {spread}"
 
 
+def cell_in_text(value: float | Stat, form: str) -> str:
+    """The same as a sentence has it: '54.96 %'."""
+    return cell(value, form).replace("%", " %")
+
+
 def make_row(label: str, group: Replicates | None, common_epoch: int, baseline: Replicates | None) -> Row:
     if group is None:
         return Row(label, *["–"] * 7, status="missing")

@@ -5,7 +5,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.config.sweep_file import load_config_file
 from experiments.folder.read import read_run
@@ -15,6 +14,7 @@ from scripts.plots import style
 from scripts.plots.ablation import LAYERS, draw_ablation, read_parts, to_markdown
 from scripts.report import fill
 
+from .pages import assert_all_is_on_the_paper, y_tick_labels
 from .synthetic import write_run
 
 COLUMNS = [field.name for field in fields(LayerRecord)]
@@ -86,13 +86,7 @@ def test_the_page_draws_these_numbers_and_stays_on_the_paper(both: Path) -> None
     assert list(cosines.lines[1].get_xdata())[1:] == pytest.approx([0.63] * 12)
     assert list(ratios.lines[2].get_xdata())[1:] == pytest.approx([0.015] * 12)
     assert [text.get_text() for text in ratios.get_legend().get_texts()] == list(LAYERS)
-    canvas = FigureCanvasAgg(page)
-    canvas.draw()
-    texts = [*page.texts, *(text for axes in page.axes for text in (axes.xaxis.label, *axes.get_yticklabels()))]
-    for text in texts:
-        box = text.get_window_extent(canvas.get_renderer())
-        assert page.bbox.x0 <= box.x0 <= box.x1 <= page.bbox.x1, text.get_text()
-        assert page.bbox.y0 <= box.y0 <= box.y1 <= page.bbox.y1, text.get_text()
+    assert_all_is_on_the_paper(page, *y_tick_labels(page))
 
 
 def test_the_command_writes_the_same_bytes(both: Path, tmp_path: Path) -> None:

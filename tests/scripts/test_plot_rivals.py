@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.command.errors import RecordError
 from experiments.config.sweep_file import load_config_file
@@ -17,6 +16,7 @@ from scripts.plots.rivals import OPTIMIZERS, Costs, by_network, draw_rivals, sea
 from scripts.plots.runs import load_runs
 from scripts.report import fill
 
+from .pages import assert_all_is_on_the_paper
 from .synthetic import write_run
 
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -179,7 +179,7 @@ def test_the_page_draws_these_numbers_and_stays_on_the_paper(results: Path) -> N
     assert {text.get_text() for text in page.legends[0].get_texts()} == {
         "SGD", "Adam", "ProxProp (cg3) in Adam", "ProxProp (exact) in SGD"
     }  # fmt: skip
-    stays_on_the_paper(page)
+    assert_all_is_on_the_paper(page)
 
 
 def test_all_that_the_configs_compare_has_a_line_of_its_own_and_room(root: Path, tmp_path: Path) -> None:
@@ -195,17 +195,7 @@ def test_all_that_the_configs_compare_has_a_line_of_its_own_and_room(root: Path,
     page = draw_rivals(networks, Costs())
     looks = [(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in page.axes[0].lines]
     assert len(looks) == len(set(looks)) == 14
-    stays_on_the_paper(page)
-
-
-def stays_on_the_paper(page) -> None:
-    canvas = FigureCanvasAgg(page)
-    canvas.draw()
-    labels = [label for axes in page.axes for label in (axes.title, axes.xaxis.label, axes.yaxis.label)]
-    for item in [*page.texts, *page.legends, *labels]:
-        box = item.get_window_extent(canvas.get_renderer())
-        assert page.bbox.x0 <= box.x0 <= box.x1 <= page.bbox.x1, item
-        assert page.bbox.y0 <= box.y0 <= box.y1 <= page.bbox.y1, item
+    assert_all_is_on_the_paper(page)
 
 
 def test_the_command_writes_the_same_bytes(results: Path, tmp_path: Path) -> None:

@@ -124,10 +124,9 @@ def test_no_step_reads_a_number_back(write_config, network, mode):
     if (network, mode) == ("convnet", "prox_cg1") and torch.__version__ < (2, 14):
         pytest.skip("PyTorch before 2.14 has no matrix-free convolution on the meta device")
     training = training_on(torch.device("meta"), write_config, network, mode)
-    one_step(training)  # as on a GPU, below
-    training.batch = 0
     training._train_epoch(lambda examples: None)
     assert training.batch == 3
+    one_step(training)  # as on a GPU, below
     with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
         training._next_epoch()
 
