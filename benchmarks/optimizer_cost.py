@@ -27,7 +27,7 @@ from experiments.config import Config
 from experiments.config.sweep_file import load_config_file, without_seed
 from experiments.data.datasets import Data, Split
 from experiments.optimizers import check_optimizer
-from experiments.training.device import device_name, keep_freed_memory, resolve_device
+from experiments.training.device import device_name, full_precision, keep_freed_memory, resolve_device
 from experiments.training.networks import build
 from experiments.training.train import Training
 
@@ -101,9 +101,10 @@ def benchmark() -> int:
     header = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     print(", ".join(map(str, header.values())))
     rows = []
-    for config in configs:
-        rows.append(measure(config, device))
-        print(_line(rows[-1]), flush=True)
+    with full_precision():
+        for config in configs:
+            rows.append(measure(config, device))
+            print(_line(rows[-1]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({**header, "rows": rows}, indent=1) + "\n")
     return 0

@@ -30,7 +30,7 @@ from benchmarks.output import add_json
 from experiments.command.cli import Parser, run_command
 from experiments.config import Compile
 from experiments.training.compilation import check_compile, compile_errors, loss_function
-from experiments.training.device import device_name, resolve_device
+from experiments.training.device import device_name, full_precision, resolve_device
 from proxprop.modes import parse_mode
 from proxprop.observe import observing
 
@@ -174,9 +174,10 @@ def benchmark() -> int:
     how = arguments.compile
     print(f"{device_name(device)}, {threads} threads, PyTorch {torch.__version__}, compile {how}")
     rows = []
-    for row in _layers(arguments, device) if arguments.layers else _networks(arguments, device):
-        rows.append(row)
-        print("  ".join(_cell(name, value) for name, value in row.items()), flush=True)
+    with full_precision():
+        for row in _layers(arguments, device) if arguments.layers else _networks(arguments, device):
+            rows.append(row)
+            print("  ".join(_cell(name, value) for name, value in row.items()), flush=True)
     if arguments.json:
         header = {"device": device_name(device), "threads": threads, "torch": torch.__version__}
         header |= {"compile": how, "rows": rows}

@@ -24,7 +24,7 @@ from experiments.folder.read import read_config, refuse_finished
 from experiments.folder.write import CONFIG, RunWriter
 from experiments.launch.progress import Progress
 from experiments.training.compilation import compile_errors
-from experiments.training.device import determinism, keep_freed_memory, memory_errors, seeded
+from experiments.training.device import determinism, full_precision, keep_freed_memory, memory_errors, seeded
 from experiments.training.diagnostics import LayerRecord
 from experiments.training.networks import build
 from experiments.training.parallel import ALONE, Processes
@@ -62,6 +62,7 @@ def execute(
         stack.enter_context(memory_errors(device))
         stack.enter_context(compile_errors(config.compile))
         stack.enter_context(determinism(config.deterministic))
+        stack.enter_context(full_precision())
         stack.enter_context(seeded(config.seed, device))
         together.begin(device, config=dump_config(config), data=data.identity)
         writer = stack.enter_context(RunWriter(folder)) if together.is_first else None

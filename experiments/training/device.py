@@ -123,6 +123,17 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
+def full_precision() -> Iterator[None]:
+    """Within, float32 convolutions are float32: on a GPU PyTorch's default is TF32, of eleven bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
     """Turn running out of memory into a `DeviceError`."""
     advice = "try a smaller batch_size, data.train_samples or model"
