@@ -31,7 +31,7 @@ class CostModel:
 
 COSTS = {
     "cpu": CostModel(double=2.0, matrix_free=1.2, eigen=15.0, working_set=2**23),
-    "cuda": CostModel(double=1.0, matrix_free=2.0, eigen=math.inf, working_set=2**27),
+    "cuda": CostModel(double=1.0, matrix_free=2.0, eigen=math.inf, working_set=2**29),
 }
 """The cost model of each device type; others use that of ``cuda``. Change an entry to steer the choice."""
 

@@ -106,9 +106,10 @@ class _Columns:
     def _squared_norm(self) -> Tensor:
         """Of the residual; 0 where it is rounding, which makes every further step length zero."""
         norm = self._total(dot(self._r.value, self._r.dual))
-        noise = self._total(self._system.noise(self._r))
-        # NaN compares false and so stays NaN.
-        return norm.masked_fill((norm <= self._negligible) | (norm <= noise), 0)
+        is_rounding = norm <= self._negligible
+        if (noise := self._system.noise(self._r)) is not None:
+            is_rounding |= norm <= self._total(noise)
+        return norm.masked_fill(is_rounding, 0)  # NaN compares false and so stays NaN
 
     def norms(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the residuals, now and at first."""
@@ -122,7 +123,7 @@ class _Columns:
         self._p = self._r.plus(ratio, self._p if self._rules.conjugate or self._steps > 1 else self._r)
 
     def _total(self, columns: Tensor) -> Tensor:
-        return columns.sum(self._axes, keepdim=True)
+        return columns.sum(self._axes, keepdim=True) if self._rules.one_step_length else columns
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

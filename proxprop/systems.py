@@ -160,9 +160,9 @@ class System(abc.ABC):
         """``value`` with its dual; where it is ``separable``, also of some ``outputs`` of each group alone."""
         return Vector(value, value)
 
-    def noise(self, v: Vector) -> Tensor:
-        """What rounding may make of ⟨V, V⟩ in every column, ``[g, o, 1]``, where V stands for nothing."""
-        return torch.zeros_like(v.value[..., :1])
+    def noise(self, v: Vector) -> Tensor | None:
+        """What rounding may make of ⟨V, V⟩ in every column, ``[g, o, 1]``, where V stands for nothing; None for 0."""
+        return None
 
     @abc.abstractmethod
     def image(self, p: Vector) -> Tensor:

@@ -53,10 +53,13 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def symmetric_product(matrix: Tensor, blocks: int = 8) -> Tensor:
-    """``matrix @ matrix.mT`` for ``[m, n]``, computing little more than half of it."""
+    """``matrix @ matrix.mT`` for ``[m, n]``, on a CPU computing little more than half of it.
+
+    On a GPU it is one operation: each takes as long as many multiply-adds.
+    """
     m = matrix.shape[0]
     size = max(64, -(-m // blocks))
-    if 2 * size > m:
+    if 2 * size > m or matrix.device.type != "cpu":
         return matrix @ matrix.T
     product = matrix.new_empty(m, m)
     for start in range(0, m, size):

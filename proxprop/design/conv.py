@@ -112,7 +112,7 @@ class ConvDesign(MatrixDesign):
         self.positions = output_positions(padded, *self._taps)
         self.rows = batched.shape[0] * math.prod(self.positions)
         shape = tuple(self.input.shape)
-        self._form: ImageGram = cheapest_gram(shape, self.padding, *self._taps, geometry.groups)
+        self._form: ImageGram = cheapest_gram(shape, self.padding, *self._taps, geometry.groups, self.device)
 
     @property
     def _taps(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -219,7 +219,8 @@ class ConvDesign(MatrixDesign):
 
     def _by_patches(self, output: Tensor) -> Tensor:
         """The right-hand side by matrix products, image by image."""
-        images = max(1, PATCH_ELEMENTS // (self.columns * self.rows // self.input.shape[0]))
+        largest = self.groups * self.columns * max(self.rows // self.input.shape[0], self.outputs)  # of an image
+        images = max(1, PATCH_ELEMENTS // max(1, largest))
         total = torch.zeros((), dtype=accumulation_dtype(output), device=self.device)
         inputs, outputs = (torch.split(tensor, images) for tensor in (self._padded(), self._batched(output)))
         for input, part in zip(inputs, outputs, strict=True):

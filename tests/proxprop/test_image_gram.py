@@ -12,10 +12,12 @@ from proxprop import ProxPropConv2d, ProxPropConvTranspose2d, cost
 from proxprop.design import ConvDesign, ConvGeometry
 from proxprop.design.image_gram import (
     FORMS,
+    BatchedGram,
     Im2colGram,
     PairGram,
     PixelGram,
     StripGram,
+    batched,
     im2col,
     patches,
     pixels,
@@ -48,9 +50,14 @@ def matches_patches(gram, image):
 def test_each_form_gives_the_gram_matrix_of_the_patches(seed, monkeypatch):
     image, *reading = drawn(seed)
     assert all(matches_patches(form(tuple(image.shape), *reading), image) for form in FORMS)
+    monkeypatch.setattr(
+        batched, "ROWS_IN_WORKING_PRECISION", 2 * math.prod(StripGram(tuple(image.shape), *reading).positions)
+    )
+    assert matches_patches(BatchedGram(tuple(image.shape), *reading), image)  # one product of two images, one of one
     # Of one product's terms, as few as there may be: two strips or columns of the image, an image, pairs of one group.
     monkeypatch.setattr(strips, "ROWS_IN_WORKING_PRECISION", 2 * image.shape[0])
     monkeypatch.setattr(pixels, "TERMS", 2 * image.shape[0])
+    monkeypatch.setattr(batched, "ROWS_IN_WORKING_PRECISION", 1)
     monkeypatch.setattr(im2col, "ROWS_IN_WORKING_PRECISION", 1)
     monkeypatch.setattr(cost.COSTS["cpu"], "working_set", 1)
     assert all(matches_patches(form(tuple(image.shape), *reading), image) for form in FORMS)
@@ -77,6 +84,7 @@ CONVOLUTIONS = [name for name in LAYERS if name.startswith("conv") and not name.
 def test_directions_by_each_form(form, name, mode, monkeypatch):
     for other in FORMS:
         monkeypatch.setattr(other, "cost", 0.0 if other is form else math.inf)
+        monkeypatch.setattr(other, "for_cpu", True)
     used = []
     monkeypatch.setattr(form, "__call__", lambda self, x, call=form.__call__: used.append(self) or call(self, x))
     monkeypatch.setattr(ConvDesign, "kernel_cost", math.inf)  # else the dual form would be taken here and there
@@ -101,7 +109,8 @@ def test_which_form_is_taken(shape, kernel, stride, groups, form):
     pad = (kernel // 2 if stride == 1 else 0,) * 4
     weight = (groups, shape[1] // groups, kernel, kernel)
     geometry = ConvGeometry(weight, (stride,) * 2, (1, 1), groups, pad, "constant")
-    assert type(ConvDesign(torch.randn(shape), geometry, (True, True))._form) is form
+    for device, expected_form in (("cpu", form), ("meta", BatchedGram)):
+        assert type(ConvDesign(torch.randn(shape, device=device), geometry, (True, True))._form) is expected_form
 
 
 @pytest.mark.parametrize(

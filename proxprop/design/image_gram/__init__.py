@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from proxprop.design.image_gram.base import ENTRY_COST, ImageGram, output_positions, patch_sums, patches
+from proxprop.design.image_gram.batched import BatchedGram
 from proxprop.design.image_gram.im2col import Im2colGram
 from proxprop.design.image_gram.pairs import PairGram
 from proxprop.design.image_gram.pixels import PixelGram
@@ -13,6 +14,7 @@ from proxprop.design.image_gram.strips import StripGram
 __all__ = [
     "ENTRY_COST",
     "FORMS",
+    "BatchedGram",
     "Im2colGram",
     "ImageGram",
     "PairGram",
@@ -24,7 +26,7 @@ __all__ = [
     "patches",
 ]
 
-FORMS: tuple[type[ImageGram], ...] = (StripGram, PixelGram, PairGram, Im2colGram)
+FORMS: tuple[type[ImageGram], ...] = (StripGram, PixelGram, PairGram, Im2colGram, BatchedGram)
 
 
 def cheapest_gram(
@@ -34,9 +36,11 @@ def cheapest_gram(
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
     groups: int,
+    device: torch.device,
 ) -> ImageGram:
-    """That of ``FORMS`` which costs least, for what ``ImageGram`` takes."""
+    """That of the device's ``FORMS`` which costs least, for what ``ImageGram`` takes."""
     reading = shape, padding, kernel, stride, dilation, groups
     if torch.compiler.is_compiling():  # would trace all that the others count and sort at first
         return StripGram(*reading)
-    return min((form(*reading) for form in FORMS), key=lambda gram: gram.cost)
+    of_device = (form(*reading) for form in FORMS if form.for_cpu == (device.type == "cpu"))
+    return min(of_device, key=lambda gram: gram.cost)
