@@ -9,9 +9,14 @@ from test_directions import GENERATED, LAYERS, expected, prepared
 
 from proxprop import defer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    # Told by the first product of a process, as autograd's thread has none yet.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA context"),
+]
 DEVICE = "cuda"
 MODES = ["prox_exact", "prox_cg1", "prox_cg3", "gradient", "published_cg3"]
+PROTOTYPE = "ignore:Synchronization debug mode is a prototype feature"
 EVEN = "ignore:Using padding='same' with even kernel lengths"
 
 
@@ -57,7 +62,7 @@ def test_float32_has_the_digits_of_float32(name, mode, monkeypatch):
     assert oracle.relative_error(directions(layer, [x], gradient), wanted) < 1e-4
 
 
-@pytest.mark.filterwarnings(EVEN)
+@pytest.mark.filterwarnings(EVEN, PROTOTYPE)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_backward_pass_waits_for_the_gpu(name, mode):

@@ -132,6 +132,7 @@ def test_no_step_reads_a_number_back(write_config, network, mode):
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_no_step_waits_for_the_gpu(write_config, network, mode):
@@ -145,6 +146,7 @@ def test_no_step_waits_for_the_gpu(write_config, network, mode):
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # one of PyTorch's parts of a step
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_cuda_graphs_give_the_numbers_of_plain_steps(write_config, network, mode):
