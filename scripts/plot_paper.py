@@ -90,7 +90,7 @@ def plot(options: argparse.Namespace) -> int:
         raise UsageError(f"--output must end in .pdf, got {options.output}")
     runs = load_runs(*options.results)
     published = load_runs(*options.published)
-    table_1 = read_all([options.table1] if options.table1 else [])
+    table_1 = read_all(options.table1)
     quiet = read_all(options.seconds_from)
     if quiet:
         runs, published = with_seconds_of(runs, quiet), with_seconds_of(published, quiet)
@@ -131,7 +131,9 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help="the same runs with the published solver",
     )
-    parser.add_argument("--table1", metavar="DIR", type=user_path, help="the runs of configs/sweeps/table1.yaml")
+    parser.add_argument(
+        "--table1", metavar="DIR", nargs="+", type=user_path, default=[], help="the runs of configs/sweeps/table1.yaml"
+    )
     parser.add_argument(
         "--seconds-from",
         metavar="DIR",

@@ -41,7 +41,7 @@ from scripts.plots.table import cell_in_text
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = {path: path.with_name(path.name.replace(".in.", ".")) for path in sorted((ROOT / "docs").glob("*.in.md"))}
 """Each by its template."""
-TABLE_1, TAU_PROX = "cpu-50-epochs/table1", "cpu-10-epochs/tau_prox"
+TABLE_1, TAU_PROX = ("h100-50-epochs/table1", "cpu-50-epochs/table1"), "cpu-10-epochs/tau_prox"
 ABLATION = "cpu-5-epochs/ablation"
 RIVALS = "cpu-rivals"
 MISSING = "–"
@@ -63,8 +63,8 @@ def fill(template: str, results: Path) -> str:
 def _value(asked: str, results: Path, groups: Groups) -> str:
     match asked.split():
         case ["table1"]:
-            rows = table1.read_table(over)[0] if (over := _runs_over(results / TABLE_1)) else []
-            return table1.to_markdown(rows).rstrip()
+            begun = [run for folder in TABLE_1 for run in _runs(results / folder)]
+            return table1.to_markdown(table1.read_table(begun)[0] if begun else []).rstrip()
         case ["tau_prox"]:
             question = Question("proxprop.tau_prox", "proxprop.optimization_mode", "train_loss")
             return sweep_table.to_markdown(answer(question, _runs_over(results / TAU_PROX))).rstrip()
@@ -114,12 +114,16 @@ def _groups(root: Path) -> dict[str, Replicates]:
     return {name: Replicates(name, runs) for name, runs in over.items() if runs}
 
 
-def _runs_over(root: Path) -> list[RecordedRun]:
+def _runs(root: Path) -> list[RecordedRun]:
+    """None where there is no such folder."""
     try:
-        runs = [read_run(folder) for folder in find_runs(root)]
+        return [read_run(folder) for folder in find_runs(root)]
     except RecordError:
         return []
-    return [run for run in runs if run.summary]
+
+
+def _runs_over(root: Path) -> list[RecordedRun]:
+    return [run for run in _runs(root) if run.summary]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -73,8 +73,11 @@ class Answer:
         return [cell for cell in self.cells if cell.hue == hue]
 
 
-def answer(question: Question, runs: Sequence[RecordedRun]) -> Answer:
+def answer(question: Question, runs: Sequence[RecordedRun], *, unfinished: bool = False) -> Answer:
     """
+    Args:
+        unfinished: take those that are not over, too, as they are.
+
     Raises:
         RecordError: an unknown key or number, no run that fits, or runs of one point that differ in more than seeds.
     """
@@ -87,7 +90,7 @@ def answer(question: Question, runs: Sequence[RecordedRun]) -> Answer:
     chosen = [run for run in runs if all(label(flat(run.config).get(k)) == v for k, v in question.where.items())]
     if not chosen:
         raise RecordError(f"--where: no run has {', '.join(f'{k}={v}' for k, v in question.where.items())}")
-    over = [run for run in chosen if run.summary is not None]
+    over = [run for run in chosen if unfinished or run.summary is not None]
     if not over:
         raise RecordError("none of the runs is over yet; see python -m experiments.show")
     groups: dict[tuple[Any, Any], list[RecordedRun]] = {}
@@ -97,8 +100,10 @@ def answer(question: Question, runs: Sequence[RecordedRun]) -> Answer:
     cells = [_cell(question, x, hue, members) for (x, hue), members in groups.items()]
     order = list(dict.fromkeys(cell.hue for cell in sorted(cells, key=lambda cell: sort_key(cell.hue))))
     cells.sort(key=lambda cell: (order.index(cell.hue), sort_key(cell.x)))
-    unfinished = [f"{run.folder.name} ({run.status}, epoch {run.epochs})" for run in chosen if run.summary is None]
-    return Answer(question, tuple(cells), f"not over, and left out: {', '.join(unfinished)}" if unfinished else "")
+    left_out = [
+        f"{run.folder.name} ({run.status}, epoch {run.epochs})" for run in chosen if not (unfinished or run.summary)
+    ]
+    return Answer(question, tuple(cells), f"not over, and left out: {', '.join(left_out)}" if left_out else "")
 
 
 def flat_keys(runs: Sequence[RecordedRun]) -> set[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +58,9 @@ class Row:
 
 def read_table(runs: Sequence[RecordedRun]) -> tuple[list[Row], Answer]:
     """The rows of which there is at least one run, in the paper's order."""
-    found = answer(Question(X, HUE, "train_loss"), runs)
+    by_row = itertools.groupby(sorted(runs, key=_mode), key=_mode)
+    same = [run for _, row in by_row for run in _as_far_as_all(list(row))]
+    found = answer(Question(X, HUE, "train_loss"), same, unfinished=True)
     cells = {(cell.hue, cell.x): cell for cell in found.cells}
     rows = []
     for method in TABLE_1:
@@ -66,6 +70,19 @@ def read_table(runs: Sequence[RecordedRun]) -> tuple[list[Row], Answer]:
             if any(row.cells):
                 rows.append(row)
     return rows, found
+
+
+def _mode(run: RecordedRun) -> str:
+    return run.config.proxprop.optimization_mode
+
+
+def _as_far_as_all(row: Sequence[RecordedRun]) -> Iterable[RecordedRun]:
+    """Where some runs of a row are not over: all that have begun, up to the epoch that they all have come to."""
+    if all(run.summary for run in row):
+        return row
+    begun = [run for run in row if run.epochs]
+    last = min((run.epochs for run in begun if run.status != "diverged"), default=0)
+    return [dataclasses.replace(run, metrics=run.metrics.iloc[: last + 1]) for run in begun]
 
 
 def length_note(rows: Sequence[Row]) -> str:

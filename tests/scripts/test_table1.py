@@ -63,6 +63,33 @@ def test_numbers_stand_beside_the_papers(table: Path) -> None:
     assert {line.count("|") for line in to_markdown(rows).splitlines()} == {len(STEP_SIZES) + 2}
 
 
+def test_a_row_that_is_not_over_counts_as_far_as_all_its_runs_have_come(tmp_path: Path) -> None:
+    for lr, epochs, status in (
+        (50.0, 1, "diverged"),
+        (10.0, 9, None),
+        (5.0, 7, None),
+        (1.0, 50, "finished"),
+        (0.5, 0, None),
+    ):
+        folder = tmp_path / f"optimization_mode=prox_cg3,lr={lr:g}"
+        write_table(
+            tmp_path, "prox_cg3", epochs, diverges=lambda _, status=status: status == "diverged", step_sizes=[lr]
+        )
+        if status is None:
+            (folder / "summary.json").unlink()
+    write_table(tmp_path, "gradient")
+    rows, found = read_table(read_all([tmp_path]))
+    lines = {line[0]: line[1:] for line in as_text(rows)}
+    losses = [
+        float(
+            (tmp_path / f"optimization_mode=prox_cg3,lr={lr}" / "metrics.csv").read_text().splitlines()[8].split(",")[2]
+        )
+        for lr in (10, 5, 1)
+    ]
+    assert lines["ProxProp (cg3), as stated (7 epochs)"] == ["diverged", *(f"{x:#.3g}" for x in losses), *["–"] * 5]
+    assert not found.note
+
+
 def test_the_figure_has_every_number_of_the_paper_within_its_axis_or_marked_above(table: Path) -> None:
     rows, found = read_table(read_all([table]))
     page = draw_table1(rows, found)
