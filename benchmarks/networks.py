@@ -203,6 +203,7 @@ def calls(network: nn.Module, inputs: Tensor, labels: Tensor) -> list[Call]:
         output.register_hook(lambda g: found.append(Call(dotted[layer], layer, input, g.clone(), shape)))
 
     handles = [layer.register_forward_hook(remember) for layer in dotted]
+    network.zero_grad()  # else directions would be added
     nn.functional.cross_entropy(network(inputs), labels).backward()
     for handle in handles:
         handle.remove()

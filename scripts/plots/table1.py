@@ -132,11 +132,19 @@ def draw_table1(rows: Sequence[Row], found: Answer) -> Page:
                 tops[tau].append((sign, line.color))
     for tau, signs in tops.items():
         _mark_top(axes, tau, signs)
-    paper = Line2D([], [], color=style.MUTED, marker="o", markersize=10, markerfacecolor="none", linestyle="",
-                   label="the paper's numbers")  # fmt: skip
-    page.legend(handles=[*handles, paper], loc="upper left", bbox_to_anchor=(0.038, style.LEGEND_TOP), ncols=4,
+    for method in TABLE_1:
+        if method not in {row.method for row in rows}:
+            handles.append(
+                _paper_marker(style.LINES[method].color, style.LINES[method].marker, f"{LABELS[method]}, the paper")
+            )
+    handles.append(_paper_marker(style.MUTED, "o", "the paper's numbers"))
+    page.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.038, style.LEGEND_TOP), ncols=4,
                 borderaxespad=0, handlelength=3, fontsize=8)  # fmt: skip
     return page
+
+
+def _paper_marker(color: str, marker: str, label: str) -> Line2D:
+    return Line2D([], [], color=color, marker=marker, markersize=10, markerfacecolor="none", linestyle="", label=label)
 
 
 def _draw_row(axes: Axes, row: Row) -> Line2D:
