@@ -414,7 +414,7 @@ class Dual(DirectSystem):
         return p.dual
 
     def parameters(self, value: Tensor) -> Parameters:
-        return self.design.adjoint(self.design.from_rows(value))
+        return self.design.direction_of(self.design.from_rows(value))
 
     def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
         return self.design.kernel(dtype)
@@ -453,7 +453,7 @@ class Spectral(GramSystem):
         return p.dual
 
     def parameters(self, value: Tensor) -> Parameters:
-        return self.design.adjoint(self.design.from_rows(value @ self.matrix.mT))
+        return self.design.direction_of(self.design.from_rows(value @ self.matrix.mT))
 
 
 class Bordered(ParameterSystem, GramSystem):

@@ -126,6 +126,10 @@ class Design(abc.ABC):
         """
         return self.stacked_adjoint(output)
 
+    def direction_of(self, output: Tensor) -> Parameters:
+        """Aᵀ z as the result of a solve."""
+        return self.adjoint(output)
+
     @abc.abstractmethod
     def squared_norms(self, output: Tensor) -> Tensor:
         """‖z‖² for each output, ``[g, o, 1]``."""

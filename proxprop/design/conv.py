@@ -213,9 +213,20 @@ class ConvDesign(MatrixDesign):
             bias = output.transpose(0, 1).reshape(self.weight_shape[0], -1).sum(1)
         return weight, bias
 
+    # In a solve no weight gradient of cuDNN's, which would use TF32; matrix products do so only if told to.
+
     def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
-        # cuDNN's weight gradient would use TF32; matrix products do so only if told to.
         return super().right_hand_side(output) if self.device.type == "cpu" else self._by_patches(output)
+
+    def stacked_adjoint(self, output: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return super().stacked_adjoint(output)
+        return self._by_patches(output).to(self.dtype)
+
+    def direction_of(self, output: Tensor) -> Parameters:
+        if self.device.type == "cpu":
+            return super().direction_of(output)
+        return self.unstack(self.stacked_adjoint(output))
 
     def _by_patches(self, output: Tensor) -> Tensor:
         """The right-hand side by matrix products, image by image."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from proxprop.design.base import MatrixDesign
 from proxprop.design.conv import ConvDesign, ConvGeometry
-from proxprop.design.image_gram import StripGram, output_positions
+from proxprop.design.image_gram import BatchedGram, StripGram, output_positions
 from proxprop.design.shared import SharedProducts
 
 
@@ -89,7 +89,8 @@ class TransposedConvDesign(ConvDesign):
         self.rows = self.input.shape[0] * math.prod(self.positions)
         self._unread, self.remaining_pad = (0,) * spatial, (0,) * 2 * spatial
         shape = (*self.input.shape[:2], *padded)
-        self._form = StripGram(shape, (0,) * spatial, *self._taps, geometry.groups)
+        form = StripGram if self.device.type == "cpu" else BatchedGram
+        self._form = form(shape, (0,) * spatial, *self._taps, geometry.groups)
 
     @property
     def _pixel_kernel_cost(self) -> float:

@@ -59,8 +59,8 @@ class Row:
 def read_table(runs: Sequence[RecordedRun]) -> tuple[list[Row], Answer]:
     """The rows of which there is at least one run, in the paper's order."""
     by_row = itertools.groupby(sorted(runs, key=_mode), key=_mode)
-    same = [run for _, row in by_row for run in _as_far_as_all(list(row))]
-    found = answer(Question(X, HUE, "train_loss"), same, unfinished=True)
+    begun = [run for _, row in by_row for run in _as_far_as_all(_longest(row))]
+    found = answer(Question(X, HUE, "train_loss"), begun or runs, unfinished=bool(begun))
     cells = {(cell.hue, cell.x): cell for cell in found.cells}
     rows = []
     for method in TABLE_1:
@@ -76,13 +76,30 @@ def _mode(run: RecordedRun) -> str:
     return run.config.proxprop.optimization_mode
 
 
-def _as_far_as_all(row: Sequence[RecordedRun]) -> Iterable[RecordedRun]:
-    """Where some runs of a row are not over: all that have begun, up to the epoch that they all have come to."""
-    if all(run.summary for run in row):
-        return row
+def _longest(runs: Iterable[RecordedRun]) -> list[RecordedRun]:
+    """Of runs of the same settings, made in several places, one: that which is over, or has come farthest."""
+
+    def settings(run: RecordedRun) -> tuple[float, int, int | None]:
+        return run.config.optimizer.lr, run.config.seed, run.config.order_seed
+
+    same = itertools.groupby(sorted(runs, key=lambda run: str(settings(run))), key=settings)
+    return [max(one, key=lambda run: (run.summary is not None, run.epochs)) for _, one in same]
+
+
+def _as_far_as_all(row: Sequence[RecordedRun]) -> list[RecordedRun]:
+    """Where some runs of a row are not over: those that have begun, up to the epoch that they all have come to."""
     begun = [run for run in row if run.epochs]
+    if all(run.summary for run in begun):
+        return begun
     last = min((run.epochs for run in begun if run.status != "diverged"), default=0)
-    return [dataclasses.replace(run, metrics=run.metrics.iloc[: last + 1]) for run in begun]
+    return [_until(run, last) for run in begun]
+
+
+def _until(run: RecordedRun, epoch: int) -> RecordedRun:
+    """As it was after that epoch."""
+    if run.epochs <= epoch:
+        return run
+    return dataclasses.replace(run, status="interrupted", metrics=run.metrics.iloc[: epoch + 1])
 
 
 def length_note(rows: Sequence[Row]) -> str:

@@ -22,6 +22,7 @@ from proxprop import (
     proxprop_module_generator,
 )
 from proxprop.cost import COSTS
+from proxprop.design import conv
 from proxprop.modes import parse_mode
 
 ProxPropConv1D = proxprop_module_generator(Conv1D)
@@ -327,7 +328,9 @@ def test_the_published_early_stop_looks_at_all_outputs(monkeypatch):
     "name",
     ["conv2d", "conv2d groups", "conv2d strided", "conv3d", "conv_transpose2d strided", "conv_transpose2d groups"],
 )
-def test_right_hand_sides_by_patches_and_by_convolutions_agree(name):
+@pytest.mark.parametrize("elements", [1, conv.PATCH_ELEMENTS])  # image by image, and all at a time
+def test_right_hand_sides_by_patches_and_by_convolutions_agree(name, elements, monkeypatch):
+    monkeypatch.setattr(conv, "PATCH_ELEMENTS", elements)
     make, shape = LAYERS[name]
     layer, x, gradient = prepared(make, shape, "gradient", 1.0)
     _, make_design, _ = layer._linearised(layer._used(), (True, True), x)

@@ -7,6 +7,7 @@ import oracle
 import pytest
 import torch
 from test_directions import LAYERS, directions, expected, prepared
+from torch import Tensor
 
 from proxprop import ProxPropConv2d, ProxPropConvTranspose2d, cost
 from proxprop.design import ConvDesign, ConvGeometry
@@ -50,10 +51,6 @@ def matches_patches(gram, image):
 def test_each_form_gives_the_gram_matrix_of_the_patches(seed, monkeypatch):
     image, *reading = drawn(seed)
     assert all(matches_patches(form(tuple(image.shape), *reading), image) for form in FORMS)
-    monkeypatch.setattr(
-        batched, "ROWS_IN_WORKING_PRECISION", 2 * math.prod(StripGram(tuple(image.shape), *reading).positions)
-    )
-    assert matches_patches(BatchedGram(tuple(image.shape), *reading), image)  # one product of two images, one of one
     # Of one product's terms, as few as there may be: two strips or columns of the image, an image, pairs of one group.
     monkeypatch.setattr(strips, "ROWS_IN_WORKING_PRECISION", 2 * image.shape[0])
     monkeypatch.setattr(pixels, "TERMS", 2 * image.shape[0])
@@ -62,6 +59,24 @@ def test_each_form_gives_the_gram_matrix_of_the_patches(seed, monkeypatch):
     monkeypatch.setattr(cost.COSTS["cpu"], "working_set", 1)
     assert all(matches_patches(form(tuple(image.shape), *reading), image) for form in FORMS)
     assert all(matches_patches(StripGram(tuple(image.shape), *reading, width), image) for width in (1, 2, 3, 100))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_batched_products_of_some_images_each(at_once, monkeypatch):
+    image = torch.randn(7, 4, 6, 5, dtype=torch.float64)
+    gram = BatchedGram((7, 4, 6, 5), (1, 1), (3, 3), (1, 1), (1, 1), 2)
+    terms = 2 * math.prod(gram.positions)  # of two images
+    monkeypatch.setattr(batched, "ROWS_IN_WORKING_PRECISION", terms)
+    monkeypatch.setattr(cost.COSTS["cpu"], "working_set", at_once * 2 * gram.columns * terms * 8)
+    products, by_torch = [], Tensor.__matmul__
+    monkeypatch.setattr(Tensor, "__matmul__", lambda a, b: products.append(tuple(b.shape)) or by_torch(a, b))
+    found = gram(image)
+    sizes = [(count, rows) for _, count, rows, _ in products]
+    whole = {1: [1, 1, 1], 2: [2, 1], 100: [3]}[at_once]
+    assert sizes == [*((count, terms) for count in whole), (1, terms // 2)]
+    assert torch.allclose(
+        found, (lambda rows: by_torch(rows.mT, rows))(patches(gram.padded(image), (3, 3), (1, 1), (1, 1), 2))
+    )
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.command.errors import RecordError
 from scripts.plot_paper import main, read_all
 from scripts.plots.paper_numbers import STEP_SIZES, TABLE_1
 from scripts.plots.table1 import TOP, as_text, draw_table1, read_table, to_markdown
@@ -36,9 +37,9 @@ def table(tmp_path: Path):
     return root
 
 
-def last_loss(root: Path, mode: str, lr: float) -> float:
+def loss_after(epoch: int, root: Path, mode: str, lr: float) -> float:
     text = (root / f"optimization_mode={mode},lr={lr:g}" / "metrics.csv").read_text()
-    return float(text.splitlines()[-1].split(",")[2])
+    return float(text.splitlines()[1:][epoch].split(",")[2])
 
 
 def test_numbers_stand_beside_the_papers(table: Path) -> None:
@@ -46,10 +47,10 @@ def test_numbers_stand_beside_the_papers(table: Path) -> None:
     lines = {line[0]: line[1:] for line in as_text(rows)}
     assert lines["τ"] == ["50", "10", "5", "1", "0.5", "0.1", "0.05", "0.005", "0.0005"]
     assert lines["BackProp"][:5] == ["diverged"] * 5
-    assert lines["BackProp"][6] == f"{last_loss(table, 'gradient', 0.05):#.3g}"
+    assert lines["BackProp"][6] == f"{loss_after(-1, table, 'gradient', 0.05):#.3g}"
     assert lines["BackProp, the paper"] == ["NaN"] * 5 + ["0.524", "0.091", "0.637", "1.531"]
     short = lines["ProxProp (cg3), as stated (15 epochs)"]
-    assert short == ["–", "–", *(f"{last_loss(table, 'prox_cg3', lr):#.3g}" for lr in STEP_SIZES[2:])]
+    assert short == ["–", "–", *(f"{loss_after(-1, table, 'prox_cg3', lr):#.3g}" for lr in STEP_SIZES[2:])]
     assert list(lines) == [
         "τ",
         "BackProp",
@@ -63,31 +64,40 @@ def test_numbers_stand_beside_the_papers(table: Path) -> None:
     assert {line.count("|") for line in to_markdown(rows).splitlines()} == {len(STEP_SIZES) + 2}
 
 
-def test_a_row_that_is_not_over_counts_as_far_as_all_its_runs_have_come(tmp_path: Path) -> None:
-    for lr, epochs, status in (
-        (50.0, 1, "diverged"),
-        (10.0, 9, None),
-        (5.0, 7, None),
-        (1.0, 50, "finished"),
-        (0.5, 0, None),
-    ):
-        folder = tmp_path / f"optimization_mode=prox_cg3,lr={lr:g}"
-        write_table(
-            tmp_path, "prox_cg3", epochs, diverges=lambda _, status=status: status == "diverged", step_sizes=[lr]
-        )
-        if status is None:
-            (folder / "summary.json").unlink()
+@pytest.mark.parametrize("least", [7, 2])  # behind the third epoch, with which a run diverges, and before
+def test_a_row_that_is_not_over_counts_as_far_as_all_its_runs_have_come(tmp_path: Path, least: int) -> None:
+    write_table(tmp_path, "prox_cg3", diverges=lambda lr: True, step_sizes=[50.0])
+    for lr, epochs in ((10.0, 9), (5.0, least), (0.5, 0)):
+        write_table(tmp_path, "prox_cg3", epochs, step_sizes=[lr])
+        (tmp_path / f"optimization_mode=prox_cg3,lr={lr:g}" / "summary.json").unlink()
+    write_table(tmp_path, "prox_cg3", step_sizes=[1.0])
     write_table(tmp_path, "gradient")
     rows, found = read_table(read_all([tmp_path]))
     lines = {line[0]: line[1:] for line in as_text(rows)}
-    losses = [
-        float(
-            (tmp_path / f"optimization_mode=prox_cg3,lr={lr}" / "metrics.csv").read_text().splitlines()[8].split(",")[2]
-        )
-        for lr in (10, 5, 1)
-    ]
-    assert lines["ProxProp (cg3), as stated (7 epochs)"] == ["diverged", *(f"{x:#.3g}" for x in losses), *["–"] * 5]
+    losses = [f"{loss_after(least, tmp_path, 'prox_cg3', lr):#.3g}" for lr in (50, 10, 5, 1)]
+    if least > 3:
+        losses[0] = "diverged"
+    assert lines[f"ProxProp (cg3), as stated ({least} epochs)"] == [*losses, *["–"] * 5]
     assert not found.note
+
+
+def test_a_run_made_in_two_places_counts_once(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_table(here, "prox_cg3", 7)
+    write_table(there, "prox_cg3", 9, step_sizes=STEP_SIZES[:2])
+    for folder in (*here.iterdir(), there / "optimization_mode=prox_cg3,lr=10"):
+        (folder / "summary.json").unlink()
+    rows, found = read_table(read_all([here, there]))
+    assert [line[0] for line in as_text(rows) if "stated" in line[0]] == ["ProxProp (cg3), as stated (7 epochs)"]
+    assert len(found.runs) == len(STEP_SIZES)
+    assert sum(run.folder.parent == there for run in found.runs) == 2  # one that is over, and one that is farther
+
+
+def test_where_nothing_has_begun_one_line_says_so(tmp_path: Path) -> None:
+    write_table(tmp_path, "prox_cg3", 0, step_sizes=[1.0])
+    (tmp_path / "optimization_mode=prox_cg3,lr=1" / "summary.json").unlink()
+    with pytest.raises(RecordError, match=r"^none of the runs is over yet"):
+        read_table(read_all([tmp_path]))
 
 
 def test_the_figure_has_every_number_of_the_paper_within_its_axis_or_marked_above(table: Path) -> None:
