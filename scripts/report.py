@@ -13,7 +13,7 @@ In a template {{FOLDER NUMBER}} stands for a number of the run in results/FOLDER
     {{search mlp}}, {{search convnet}}                 how their learning rates were chosen
     {{left}}                                           what is left of scripts/full_length.py
 
-A run that is not there, or not over, is a dash.
+A run that is not there, or not over, is a dash; in Table 1 a row counts as far as all of its runs have come.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def draw_table1(rows: Sequence[Row], found: Answer) -> Page:
             handles.append(
                 _paper_marker(style.LINES[method].color, style.LINES[method].marker, f"{LABELS[method]}, the paper")
             )
-    handles.append(_paper_marker(style.MUTED, "o", "the paper's numbers"))
+    handles.append(_paper_marker(style.MUTED, "o", "open markers: the paper's numbers"))
     page.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.038, style.LEGEND_TOP), ncols=4,
                 borderaxespad=0, handlelength=3, fontsize=8)  # fmt: skip
     return page

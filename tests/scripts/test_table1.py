@@ -74,10 +74,9 @@ def test_a_row_that_is_not_over_counts_as_far_as_all_its_runs_have_come(tmp_path
     write_table(tmp_path, "gradient")
     rows, found = read_table(read_all([tmp_path]))
     lines = {line[0]: line[1:] for line in as_text(rows)}
-    losses = [f"{loss_after(least, tmp_path, 'prox_cg3', lr):#.3g}" for lr in (50, 10, 5, 1)]
-    if least > 3:
-        losses[0] = "diverged"
-    assert lines[f"ProxProp (cg3), as stated ({least} epochs)"] == [*losses, *["–"] * 5]
+    losses = [f"{loss_after(least, tmp_path, 'prox_cg3', lr):#.3g}" for lr in (10, 5, 1)]
+    first = "diverged" if least > 3 else f"{loss_after(least, tmp_path, 'prox_cg3', 50):#.3g}"
+    assert lines[f"ProxProp (cg3), as stated ({least} epochs)"] == [first, *losses, *["–"] * 5]
     assert not found.note
 
 
