@@ -51,7 +51,12 @@ class KFAC(torch.optim.SGD):
         self._settings.ema_decay = _NEW if self._maker.state["step"] else 1.0
         outputs = self._maker.setup_model_call(self._model, images)
         self._maker.setup_loss_call(F.cross_entropy, outputs, labels)
-        _, loss = self._maker.forward_and_backward()
+        try:
+            _, loss = self._maker.forward_and_backward()
+        except ValueError as error:
+            if "Simplex" not in str(error):
+                raise
+            return images.new_tensor(torch.nan)  # outputs are no numbers, so that no labels can be drawn
         return loss
 
     def state_dict(self) -> dict[str, Any]:

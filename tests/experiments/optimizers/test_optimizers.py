@@ -61,6 +61,15 @@ def test_it_trains(write_config, model, name):
     assert not any(record.diverged for record in records)
 
 
+@pytest.mark.parametrize(("model", "name"), PAIRS)
+def test_a_loss_that_is_no_number_ends_the_run(write_config, model, name):
+    config = config_of(write_config, name, model, epochs=9, batch_size=3)  # an epoch has more steps than Shampoo's 25
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": 1e30})})
+    records = list(Training(build(config), load(config.data, CPU), config).records())
+    assert records[-1].diverged
+    assert len(records) <= 4
+
+
 class Stopped(Exception):
     pass
 
