@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from experiments.command.streams import quiet_stderr
 
 
 def peak_allocation(run: Callable[[], None], device: torch.device) -> float:
@@ -20,7 +20,7 @@ def peak_allocation(run: Callable[[], None], device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return float(torch.cuda.max_memory_allocated(device) - before)
-    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     allocations = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     current = peak = 0
@@ -28,16 +28,3 @@ def peak_allocation(run: Callable[[], None], device: torch.device) -> float:
         current += event.nbytes()
         peak = max(peak, current)
     return float(peak)
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """The profiler's library writes its own log straight to file descriptor 2."""
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)

@@ -64,3 +64,21 @@ def lenient() -> Iterator[Lenient]:
             output.flush()
             errors.flush()
             sys.stdout, sys.stderr = outside
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Within, what libraries write straight to file descriptor 2 is dropped."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

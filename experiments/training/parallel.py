@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.command.errors import ConfigError, DeviceError, ExperimentError, Interrupted, ToldElsewhere, reason
+from experiments.command.streams import quiet_stderr
 from experiments.command.torchrun import Place, place
 from experiments.config import WITHOUT_PROXPROP, Config
 from proxprop import defer
@@ -159,28 +160,10 @@ def processes() -> Iterator[Processes]:
 
 def _is_first_to_tell(store: dist.Store) -> bool:
     try:
-        with _quiet_stderr():
+        with quiet_stderr():  # of a lost connection PyTorch's C++ code tells in fifty lines
             return store.add(_TOLD, 1) == 1
     except RuntimeError:  # the process that held it has ended
         return False
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Of a connection that is lost PyTorch's C++ code writes fifty lines straight to file descriptor 2."""
-    try:
-        saved = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
 
 
 def check_parallel(config: Config, together: Processes) -> None:

@@ -40,9 +40,8 @@ def cheapest_gram(
 ) -> ImageGram:
     """That of the device's ``FORMS`` which costs least, for what ``ImageGram`` takes."""
     reading = shape, padding, kernel, stride, dilation, groups
-    if (
-        device.type == "cpu" and torch.compiler.is_compiling()
-    ):  # would trace all that the others count and sort at first
+    on_cpu = device.type == "cpu"
+    if on_cpu and torch.compiler.is_compiling():  # would trace all that the others count and sort at first
         return StripGram(*reading)
-    of_device = (form(*reading) for form in FORMS if form.for_cpu == (device.type == "cpu"))
+    of_device = (form(*reading) for form in FORMS if form.for_cpu == on_cpu)
     return min(of_device, key=lambda gram: gram.cost)
