@@ -38,6 +38,9 @@ ROUNDS = 4
 MEMORY_STEPS = 3
 """From when on all of an optimizer's state is there, which some make in their second step."""
 
+STILL = 1e-9
+"""A learning rate."""
+
 
 def one_batch(config: Config, device: torch.device) -> Data:
     """Data of which an epoch is one step."""
@@ -48,10 +51,9 @@ def one_batch(config: Config, device: torch.device) -> Data:
 
 def seconds_per_step(config: Config, data: Data, device: torch.device) -> float:
     """The median over rounds of the mean over a round's steps."""
-    steps = config.model_copy(update={"epochs": ROUND * ROUNDS})
-    records = list(Training(build(steps).to(device), data, steps).records())[1:]
+    records = list(_training(config, data, device, ROUND * ROUNDS).records())[1:]
     if records[-1].diverged:
-        raise UsageError(f"{config.name}: diverged in step {len(records)}, choose a lower learning rate")
+        raise UsageError(f"{config.name}: the loss of step {len(records)} is not finite")
     seconds = [record.epoch_seconds for record in records]
     rounds = [statistics.fmean(seconds[first : first + ROUND]) for first in range(ROUND, len(seconds), ROUND)]
     return statistics.median(rounds)
@@ -61,11 +63,17 @@ def peak_memory(config: Config, data: Data, device: torch.device) -> float:
     """Bytes at the fullest moment of training: parameters, the optimizer's state and all that a step holds."""
 
     def run() -> None:
-        few = config.model_copy(update={"epochs": MEMORY_STEPS})
-        for _ in Training(build(few).to(device), data, few).records():
+        for _ in _training(config, data, device, MEMORY_STEPS).records():
             pass
 
     return peak_allocation(run, device)
+
+
+def _training(config: Config, data: Data, device: torch.device, steps: int) -> Training:
+    """So many steps that hardly move: they take what others take, and none diverges on images of noise."""
+    optimizer = config.optimizer.model_copy(update={"lr": STILL})
+    config = config.model_copy(update={"epochs": steps, "optimizer": optimizer})
+    return Training(build(config).to(device), data, config)
 
 
 def measure(config: Config, device: torch.device) -> dict[str, Any]:
