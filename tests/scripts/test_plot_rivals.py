@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,25 @@ def test_a_file_without_costs_is_told(
 def test_costs_that_are_not_there_are_told(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"costs.json: cannot be read as costs of optimizers: No such file"):
         Costs.read(tmp_path / "costs.json")
+
+
+@pytest.mark.parametrize("network", ["convnet"])
+def test_learning_rates_of_the_comparison_are_those_that_the_search_chose(root: Path, network: str) -> None:
+    tried: dict[tuple[str, str], dict[float, float]] = {}
+    for folder in (root / "results/cpu-rivals" / f"search_{network}").iterdir():
+        run = read_run(folder)
+        assert run.summary
+        loss = run.value("val_loss")
+        assert loss is not None
+        method = run.config.optimizer.name, run.config.proxprop.optimization_mode
+        tried.setdefault(method, {})[run.config.optimizer.lr] = math.inf if run.status == "diverged" else loss
+    searched = load_config_file(root / f"configs/rivals/search_{network}.yaml").configs
+    assert len(searched) == sum(map(len, tried.values()))
+    compared = load_config_file(root / f"configs/rivals/{network}.yaml").configs
+    assert len(compared) == 3 * len(tried)
+    for config in compared:
+        losses = tried[config.optimizer.name, config.proxprop.optimization_mode]
+        assert len(losses) == 5
+        assert losses[config.optimizer.lr] == min(losses.values()) < math.inf
+        assert config.epochs == 12
+        assert any(config.optimizer == one.optimizer and config.proxprop == one.proxprop for one in searched)
