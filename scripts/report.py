@@ -67,14 +67,17 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
             return table1.to_markdown(table1.read_table(begun)[0] if begun else []).rstrip()
         case ["tau_prox"]:
             question = Question("proxprop.tau_prox", "proxprop.optimization_mode", "train_loss")
-            return sweep_table.to_markdown(answer(question, _runs_over(results / TAU_PROX))).rstrip()
+            over = _runs_over(results / TAU_PROX)
+            return sweep_table.to_markdown(answer(question, over)).rstrip() if over else MISSING
         case ["ablation", network] if network in ablation.NETWORKS:
             over = _runs_over(results / f"{ABLATION}_{network}")
             return ablation.to_markdown(ablation.read_parts(over)[network]).rstrip() if over else MISSING
         case ["rivals", network] if network in rivals.NETWORKS:
-            over = _groups(results / RIVALS / network)
-            costs = rivals.Costs.read(results / RIVALS / "costs.json") if over else rivals.Costs()
-            return rivals.to_markdown(rivals.by_network(over.values(), costs)[network]).rstrip() if over else MISSING
+            groups_over = _groups(results / RIVALS / network)
+            file = results / RIVALS / "costs.json"
+            costs = rivals.Costs.read(file) if file.exists() else rivals.Costs()
+            methods = rivals.by_network(groups_over.values(), costs) if groups_over else {}
+            return rivals.to_markdown(methods[network]).rstrip() if network in methods else MISSING
         case ["search", network] if network in rivals.NETWORKS:
             runs = _runs_over(results / RIVALS / f"search_{network}")
             return rivals.search_to_markdown(runs).rstrip() if runs else MISSING
@@ -109,17 +112,18 @@ def _number(folder: Path, number: str, groups: Groups) -> str:
 
 def _groups(root: Path) -> dict[str, Replicates]:
     """The runs in `root` that are over, by name, seeds together."""
-    groups = load_runs(root) if root.is_dir() else {}
+    groups = load_runs(root) if any(len(run.metrics) for run in _runs(root)) else {}
     over = {name: tuple(run for run in group.runs if run.summary) for name, group in groups.items()}
     return {name: Replicates(name, runs) for name, runs in over.items() if runs}
 
 
 def _runs(root: Path) -> list[RecordedRun]:
-    """None where there is no such folder."""
+    """None where there is no such folder, or none has begun in it; one that cannot be read is an error."""
     try:
-        return [read_run(folder) for folder in find_runs(root)]
+        folders = find_runs(root)
     except RecordError:
         return []
+    return [read_run(folder) for folder in folders]
 
 
 def _runs_over(root: Path) -> list[RecordedRun]:

@@ -173,9 +173,13 @@ class Config(_Section):
 
     @field_validator("optimizer")
     @classmethod
-    def _isaac_has_fully_connected_layers(cls, optimizer: OptimizerConfig, info: ValidationInfo) -> OptimizerConfig:
-        if optimizer.name == "isaac" and (model := info.data.get("model")) and model.name != "mlp":
-            raise ValueError(f"isaac has no convolutions: model.name must be mlp with it, got {model.name}")
+    def _rivals_know_the_models_layers(cls, optimizer: OptimizerConfig, info: ValidationInfo) -> OptimizerConfig:
+        model = getattr(info.data.get("model"), "name", None)
+        if optimizer.name == "isaac" and model not in (None, "mlp"):
+            raise ValueError(f"isaac has no convolutions: model.name must be mlp with it, got {model}")
+        if optimizer.name == "kfac" and model == "resnet18":
+            raise ValueError("kfac is for networks without batch norm: model.name must be mlp or convnet with it, "
+                             "got resnet18")  # fmt: skip
         return optimizer
 
     @field_validator("proxprop")

@@ -85,8 +85,10 @@ def describe_data(data: dict[str, Any]) -> str:
 def describe_epochs(runs: Sequence[RecordedRun]) -> str:
     """'50 (ProxProp), 1000 (BackProp)': the cut of a shortened suite shows here."""
     parts = []
-    for kind, is_baseline in (("ProxProp", False), ("BackProp", True)):
+    for is_baseline in (False, True):
         of_kind = [run for run in runs if (run.config.proxprop.optimization_mode == "gradient") == is_baseline]
+        are_plain = all(run.config.optimizer.name in ("sgd", "adam") for run in of_kind)
+        kind = ("BackProp" if are_plain else "without ProxProp") if is_baseline else "ProxProp"
         lengths = sorted({run.epochs for run in of_kind if run.status != "diverged"})
         if lengths:
             parts.append(f"{', '.join(map(str, lengths))} ({kind})")

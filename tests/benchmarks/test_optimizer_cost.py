@@ -1,5 +1,7 @@
 """What the benchmark of optimizers says of a step's memory and seconds."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from benchmarks import optimizer_cost
 from benchmarks.optimizer_cost import ROUND, ROUNDS, measure, one_batch, peak_memory, seconds_per_step
 from experiments.command.errors import ExperimentError
 from experiments.config import Config
+from experiments.training.train import Training
 
 CPU = torch.device("cpu")
 HIDDEN = 200
@@ -67,6 +70,33 @@ def test_a_step_size_that_would_diverge_is_measured_as_any_other() -> None:
     row = measure(hot, CPU)
     assert row["optimizer"]["lr"] == 1e30
     assert row["step_seconds"] > 0
+
+
+def test_steps_are_not_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        optimizer_cost, "Training", lambda model, data, config: seen.append(config) or Training(model, data, config)
+    )
+    observed = config().model_copy(update={"diagnostics_every": 1})
+    peak_memory(observed, one_batch(observed, CPU), CPU)
+    assert seen[0].diagnostics_every is None
+
+
+def test_settings_that_cost_alike_are_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    base = Path(__file__).parents[2] / "configs/rivals/base_mlp.yaml"
+    for name, grid in (("a", "{optimizer.lr: [0.1, 0.2], proxprop.optimization_mode: [gradient, prox_cg3]}"),
+                       ("b", "{optimizer.lr: [0.3], batch_size: [7]}")):  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {base}\nseeds: 2\ngrid: {grid}\n")
+    measured = []
+
+    def row(config: Config, device: torch.device) -> dict[str, object]:
+        measured.append((config.batch_size, config.proxprop.optimization_mode))
+        return {"model": {"name": "mlp"}, "step_seconds": 1.0, "peak_bytes": 1.0, "name": config.name}
+
+    monkeypatch.setattr(optimizer_cost, "measure", row)
+    monkeypatch.setattr(sys, "argv", ["optimizer_cost", str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")])
+    assert optimizer_cost.main() == 0
+    assert measured == [(500, "gradient"), (500, "prox_cg3"), (7, "gradient")]
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:

@@ -286,6 +286,9 @@ def test_provenance_lists_what_differs(tmp_path: Path) -> None:
     assert "epochs run: 4 (ProxProp), 9 (BackProp)" in text
     assert "date: 2026-05-04 to 2026-06-01" in text
     assert text.count("Example GPU (cuda)") == 1
+    rival = {"proxprop": {"optimization_mode": "gradient"}, "optimizer": {"name": "adamw", "lr": 1.0}}
+    text = provenance([read_run(write_run(tmp_path / "c", settings=rival))]).replace("\N{NO-BREAK SPACE}", " ")
+    assert "epochs run: 4 (without ProxProp)" in text
 
 
 @pytest.mark.parametrize(

@@ -76,3 +76,33 @@ def test_epochs_seeds_and_what_is_missing(tmp_path: Path) -> None:
 def test_an_unknown_placeholder_is_refused(tmp_path: Path, asked: str) -> None:
     with pytest.raises(ExperimentError, match=r"see the top of scripts/report.py"):
         fill(asked, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "folder"),
+    [
+        ("tau_prox", "cpu-10-epochs/tau_prox"),
+        ("table1", "h100-50-epochs/table1"),
+        ("ablation mlp", "cpu-5-epochs/ablation_mlp"),
+        ("search mlp", "cpu-rivals/search_mlp"),
+        ("rivals mlp", "cpu-rivals/mlp"),
+        ("paper/a train_loss", "paper"),
+    ],
+)
+def test_what_is_not_there_is_left_open_and_what_is_damaged_is_told(tmp_path: Path, asked: str, folder: str) -> None:
+    before = fill(f"{{{{{asked}}}}}", tmp_path)
+    (tmp_path / folder).mkdir(parents=True)
+    assert fill(f"{{{{{asked}}}}}", tmp_path) == before
+    if asked != "table1":  # which shows the paper's rows
+        assert before == "–"
+    write_run(tmp_path / folder / "a")
+    (tmp_path / folder / "a" / "summary.json").write_text("{")
+    with pytest.raises(ExperimentError, match=r"summary\.json"):
+        fill(f"{{{{{asked}}}}}", tmp_path)
+
+
+def test_rivals_without_costs_and_of_another_network(tmp_path: Path) -> None:
+    write_run(tmp_path / "cpu-rivals/mlp/a", settings={"proxprop": {"optimization_mode": "gradient"}})
+    table = fill("{{rivals mlp}}", tmp_path)
+    assert "| – | – |" in table
+    assert fill("{{rivals convnet}}", tmp_path) == "–"

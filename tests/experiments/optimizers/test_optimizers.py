@@ -201,6 +201,13 @@ def test_kfac_divides_by_damped_factors_that_are_running_averages(write_config):
         optimizer.step()
 
 
+def test_kfac_is_refused_where_there_is_batch_norm(write_config):
+    resnet18, kfac = {"name": "resnet18", "stem": "cifar"}, {"name": "kfac", **OPTIMIZERS["kfac"]}
+    line = r"^optimizer: kfac is for networks without batch norm: model\.name must be mlp or convnet .*, got resnet18$"
+    with pytest.raises(ConfigError, match=line):
+        load_config(write_config(model=resnet18, optimizer=kfac))
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
