@@ -51,8 +51,9 @@ class Settings:
 
     def direction(self, design: Design, gradient: Tensor, parameters: Parameters) -> Parameters:
         """D, shaped like the layer's parameters."""
-        # An empty batch, or one of padding alone, has no system to solve.
-        mode = self.mode if gradient.numel() and getattr(design, "rows", None) != 0 else Gradient()
+        # An empty batch, one of padding alone, or a layer with no parameters has no system to solve.
+        is_empty = gradient.numel() == 0 or 0 in (getattr(design, "rows", None), getattr(design, "columns", None))
+        mode = Gradient() if is_empty else self.mode
         if not mode.implicit or self.reduction == "sum":
             return mode.direction(design, gradient, self.tau, parameters)
         return mode.direction(design, gradient * self.scale(design.rows), self.step_size(design.rows), parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import warnings
@@ -14,6 +15,7 @@ from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.modules.conv import _ConvNd
 
+from proxprop.collector import Collector
 from proxprop.compiled import CompiledStep, Operator, conv_direction, linear_direction
 from proxprop.design import (
     ComputedDesign,
@@ -197,7 +199,7 @@ class ProxPropLayer(nn.Module):
             _check_kinds((*args, *kwargs.values(), *used.values()))
             computed, parameters = self._stepped(list(used.values()))
             if self._proximal.collector is not None:
-                _check_deferred(used)
+                _check_deferred(used, self._proximal.collector)
         except NoProximalStep as error:
             if self.training:
                 raise NoProximalStep(f"{type(self).__name__}: {error}") from error
@@ -240,7 +242,8 @@ class ProxPropLayer(nn.Module):
             return self._uncompiled(*args, **kwargs)
         output = self._output(_detached(used), *args, **kwargs)
         self._check_real(output)
-        return CompiledStep.apply(output, self._proximal, operator, trained, *args, *used.values())
+        read = (_read(argument, trained) for argument in args)
+        return CompiledStep.apply(output, self._proximal, operator, trained, *read, *used.values())
 
     def _operator(self, used: Used, trained: Sequence[bool]) -> Operator | None:
         """What computes the direction in compiled code, where the layer's only argument is its input; None for none."""
@@ -259,6 +262,8 @@ class ProxPropLayer(nn.Module):
         """
         tensors = [t for t in used if t is not None and t.requires_grad]
         if all(t.is_leaf for t in tensors):
+            if self._linearity_stated:  # of an earlier mask or parametrization
+                self._linearity_stated = False
             return (), used
         if torch.compiler.is_compiling():
             raise NoProximalStep(f"no proximal step for a weight that is computed from parameters {COMPILED}")
@@ -305,6 +310,12 @@ class ProxPropLayer(nn.Module):
             )
         return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
+    def __copy__(self) -> ProxPropLayer:
+        """With settings of its own, as a module's attributes are; its step is not deferred."""
+        other = self.__class__.__new__(self.__class__)
+        vars(other).update(vars(self), _proximal=copy.copy(self._proximal))
+        return other
+
     def extra_repr(self) -> str:
         settings = f"tau_prox={self.tau_prox:g}, optimization_mode={self.optimization_mode!r}"
         if self.gram_reduction != "sum":
@@ -312,16 +323,34 @@ class ProxPropLayer(nn.Module):
         return ", ".join(filter(None, (super().extra_repr(), settings)))
 
 
-def _check_deferred(used: Used) -> None:
+def _check_deferred(used: Used, collector: Collector) -> None:
     """Refuse to defer where gradients are not accumulated in the layer's own parameters."""
     if any(t is not None and t.requires_grad and not t.is_leaf for t in used.values()):
         raise NoProximalStep(
             "a deferred step needs a weight and a bias that are parameters (no mask, parametrization or replica)"
         )
+    for tensor, known in zip(used.values(), collector.parameters, strict=True):
+        is_sharded = hasattr(known, "placements")  # those in use are gathered from its parts
+        if tensor is not None and tensor.requires_grad and tensor is not known and not is_sharded:
+            raise NoProximalStep(
+                "its parameters are others than when its step was deferred (assigned, or of a functional call); "
+                "call remove(), and defer again"
+            )
 
 
 def _detached(used: Used) -> Used:
     return {name: None if tensor is None else tensor.detach() for name, tensor in used.items()}
+
+
+def _read(input: Tensor, trained: Sequence[bool]) -> Tensor:
+    """What a step reads of the input: for a bias alone, whose column of A is ones, its shape and not its memory."""
+    return input if trained[0] else input.new_zeros(()).expand(input.shape)
+
+
+def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
+    """A convolution's argument for every spatial dimension, given as PyTorch takes it."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dimensions if len(values) == 1 else values
 
 
 def _check_kinds(values: Sequence[Any]) -> None:
@@ -370,11 +399,11 @@ class LinearLayer(ProxPropLayer):
             LinearDesign,
             weight_shape=shape,
             trained=trained,
-            shared=SharedProducts.of(input),
+            shared=SharedProducts.of(input) if trained[0] else None,
             sparse=input.layout is not torch.strided,
             mask=masked_rows(input, input.shape[:-1]),
         )
-        return self._output(detached, input), make_design, (input,)
+        return self._output(detached, input), make_design, (_read(input, trained),)
 
     def _operator(self, used: Used, trained: Sequence[bool]) -> Operator:
         shape = cast(Tensor, used["weight"]).shape
@@ -415,11 +444,11 @@ class TransposedLinearLayer(ProxPropLayer):
             LinearDesign,
             weight_shape=cast(Tensor, detached["weight"]).shape[::-1],
             trained=trained,
-            shared=SharedProducts.of(x),
+            shared=SharedProducts.of(x) if trained[0] else None,
             mask=masked_rows(x, x.shape[:-1]),
             layout=transposed,
         )
-        return self._output(detached, x), make_design, (x,)
+        return self._output(detached, x), make_design, (_read(x, trained),)
 
 
 class EmbeddingLayer(ProxPropLayer):
@@ -454,7 +483,7 @@ class EmbeddingLayer(ProxPropLayer):
             weight_shape=weight.shape[::-1],
             trained=trained,
             dtype=working_dtype(weight),
-            padding=self.padding_idx,
+            padding=None if self.padding_idx is None else self.padding_idx % len(weight),  # -1 is the last
             mask=masked_rows(input, input.shape),
         )
         return self._output(detached, input), make_design, (input,)
@@ -504,17 +533,29 @@ class ConvLayer(ProxPropLayer):
 
     def _linearised(self, detached: Used, trained: Sequence[bool], input: Tensor) -> Linearised:
         geometry = self._geometry(detached)
-        make_design = functools.partial(ConvDesign, geometry=geometry, trained=trained, shared=SharedProducts.of(input))
-        return self._output(detached, input), make_design, (input,)
+        shared = SharedProducts.of(input) if trained[0] else None
+        make_design = functools.partial(ConvDesign, geometry=geometry, trained=trained, shared=shared)
+        return self._output(detached, input), make_design, (_read(input, trained),)
 
     def _geometry(self, used: Used) -> ConvGeometry:
         layer = cast(_ConvNd, self)
+        weight_shape = tuple(cast(Tensor, used["weight"]).shape)
+        spatial = len(weight_shape) - 2
+        dilation = _each(layer.dilation, spatial)
+        if layer.padding_mode != "zeros":
+            pad = tuple(layer._reversed_padding_repeated_twice)  # which the forward pass takes, too
+        elif layer.padding == "same":
+            both = [step * (taps - 1) for step, taps in zip(dilation, weight_shape[2:], strict=True)]
+            pad = tuple(side for size in both[::-1] for side in (size // 2, size - size // 2))
+        else:
+            sizes = (0,) * spatial if layer.padding == "valid" else _each(cast(Any, layer.padding), spatial)
+            pad = tuple(size for size in sizes[::-1] for _ in range(2))
         return ConvGeometry(
-            weight_shape=tuple(cast(Tensor, used["weight"]).shape),
-            stride=layer.stride,
-            dilation=layer.dilation,
+            weight_shape=weight_shape,
+            stride=_each(layer.stride, spatial),
+            dilation=dilation,
             groups=layer.groups,
-            pad=tuple(layer._reversed_padding_repeated_twice),
+            pad=pad,
             pad_mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
 
@@ -577,18 +618,15 @@ class ConvTransposeLayer(ProxPropLayer):
     def _linearised(
         self, detached: Used, trained: Sequence[bool], input: Tensor, output_size: list[int] | None = None
     ) -> Linearised:
-        geometry = TransposedConvGeometry.of(
-            cast(Tensor, detached["weight"]).shape,
-            self.stride,
-            self.padding,
-            self._extra(input, output_size),
-            self.dilation,
-            self.groups,
+        shape = cast(Tensor, detached["weight"]).shape
+        extra = self._extra(input, output_size)
+        hops, pads, extras, steps = (
+            _each(value, len(shape) - 2) for value in (self.stride, self.padding, extra, self.dilation)
         )
-        make_design = functools.partial(
-            TransposedConvDesign, geometry=geometry, trained=trained, shared=SharedProducts.of(input)
-        )
-        return self._output(detached, input, output_size), make_design, (input,)
+        geometry = TransposedConvGeometry.of(shape, hops, pads, extras, steps, self.groups)
+        shared = SharedProducts.of(input) if trained[0] else None
+        make_design = functools.partial(TransposedConvDesign, geometry=geometry, trained=trained, shared=shared)
+        return self._output(detached, input, output_size), make_design, (_read(input, trained),)
 
 
 class ProxPropLinear(LinearLayer, nn.Linear):  # type: ignore[misc]  # torch says that there always is a bias

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import functools
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import ClassVar
 
@@ -23,6 +24,11 @@ class NoProximalStep(TypeError):
 
 Layout = Callable[[Tensor], Tensor]
 """Takes a layer's weight to one with a row for each output, ``[o, *]``, and such a one back: its own inverse."""
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """``[*, n]`` to ``[m, n]``, for n = 0, too."""
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def as_it_is(weight: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from proxprop.design.base import SYMMETRIC, MatrixDesign, Parameters, accumulati
 from proxprop.design.image_gram import (
     ENTRY_COST,
     ImageGram,
+    PairGram,
     PixelGram,
+    StripGram,
     cheapest_gram,
     output_positions,
     patch_sums,
@@ -260,9 +262,10 @@ class ConvDesign(MatrixDesign):
         """
         if isinstance(self._form, PixelGram):
             return False
-        if self._form.rough:  # else the solution has to be looked at, and mostly refined by two products
-            return self.gram_cost <= 2 * self.product_cost
-        return 2 * self.gram_cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
+        if isinstance(self._form, (StripGram, PairGram)):
+            return 2 * self.gram_cost <= 3 * self.rows * self.weight_columns * self.weight_shape[0]
+        # Else the solution has to be looked at, and mostly refined by two products.
+        return self.gram_cost <= 2 * self.product_cost
 
     @property
     def _reading(self) -> tuple[Hashable, ...]:
@@ -272,7 +275,7 @@ class ConvDesign(MatrixDesign):
 
     @property
     def rough_gram(self) -> bool:
-        return self._form.rough and not self.precise_gram and self.dtype != accumulation_dtype(self.input)
+        return not self.precise_gram and self.dtype != accumulation_dtype(self.input)
 
     def _gram(self, dtype: torch.dtype, precise: bool) -> Tensor:
         return self._accumulated_gram(precise or self.precise_gram).to(dtype)

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from proxprop.design.base import MatrixDesign, Parameters, transposed
+from proxprop.design.base import MatrixDesign, Parameters, as_rows, transposed
 
 
 class EmbeddingDesign(MatrixDesign):
@@ -77,7 +77,7 @@ class EmbeddingDesign(MatrixDesign):
         return output if self._live is None else torch.where(self._live[:, None], output, 0)
 
     def _batched(self, output: Tensor) -> Tensor:
-        rows = output.reshape(-1, self.outputs)
+        rows = as_rows(output)
         return self._live_rows(rows if rows.shape[0] == self.rows else self._unmasked(rows))
 
     def _products(self, input: Tensor, output: Tensor) -> Parameters:

@@ -15,6 +15,7 @@ from proxprop.design.base import (
     Parameters,
     accumulation_dtype,
     as_it_is,
+    as_rows,
     symmetric_product,
 )
 from proxprop.design.shared import SharedProducts
@@ -49,7 +50,7 @@ class LinearDesign(MatrixDesign):
         super().__init__(input, weight_shape, groups=1, trained=trained, shared=shared, layout=layout, mask=mask)
         if sparse:
             input = input.to_dense()
-        self.input = self._unmasked(input.reshape(-1, input.shape[-1])).to(self.dtype)  # [m, in]
+        self.input = self._unmasked(as_rows(input)).to(self.dtype)  # [m, in]
         self.rows = self.input.shape[0]
 
     def apply(self, parameters: Parameters) -> Tensor:
@@ -60,7 +61,7 @@ class LinearDesign(MatrixDesign):
         return torch.nn.functional.linear(self.input, self.layout(weight), bias)  # [m, out]
 
     def _batched(self, output: Tensor) -> Tensor:
-        rows = output.reshape(-1, self.outputs)
+        rows = as_rows(output)
         return rows if rows.shape[0] == self.rows else self._unmasked(rows)  # a product of ours, or the layer's output
 
     def _products(self, input: Tensor, output: Tensor) -> Parameters:

@@ -10,7 +10,7 @@ from test_directions import expected
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from proxprop import ProxPropConv2d, ProxPropLinear, proxprop_module_generator
+from proxprop import ProxPropConv2d, ProxPropLinear, proxprop_module_generator, revert
 
 ProxPropLayerNorm = proxprop_module_generator(nn.LayerNorm)
 MODES = ["prox_cg1", "prox_cg3", "gradient", "published_cg2"]
@@ -215,6 +215,18 @@ def test_a_weight_that_is_not_linear_takes_the_linearised_step_and_says_so_once(
     assert oracle.relative_error(actual, reference) < 1e-8
 
 
+def test_a_parametrization_after_another_is_told_in_its_turn():
+    layer = ProxPropLinear(5, 3, bias=False, optimization_mode="prox_cg2")
+    x = torch.randn(6, 5)
+    prune.l1_unstructured(layer, "weight", 2)
+    layer(x)
+    prune.remove(layer, "weight")
+    layer(x)
+    parametrizations.weight_norm(layer)
+    with pytest.warns(UserWarning, match="a weight is not linear in the parameters"):
+        layer(x)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.nn.utils.*weight_norm.* is deprecated")
 def test_weights_that_hooks_compute_are_no_different():
     results = []
@@ -408,3 +420,12 @@ def test_replicas_of_data_parallel_by_their_node(masks):
     else:
         replica(x).backward(seed)
         assert oracle.relative_error(directions(layer), oracle.exact(layer, [x], seed, 0.7)) < 1e-9
+
+
+def test_a_reverted_layer_keeps_nothing_of_a_mask_that_it_had():
+    layer = ProxPropLinear(5, 3, optimization_mode="prox_cg2")
+    prune.identity(layer, "weight")
+    layer(torch.randn(6, 5))
+    prune.remove(layer, "weight")
+    revert(layer)
+    assert vars(layer).keys() == vars(torch.nn.Linear(5, 3)).keys()

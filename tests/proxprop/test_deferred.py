@@ -1,6 +1,7 @@
 """One step of everything that was accumulated; the warning where directions are added; rows that are padding."""
 
 import copy
+import functools
 import gc
 import pickle
 import warnings
@@ -643,6 +644,59 @@ def test_weights_that_became_something_else_are_told_in_the_forward_pass():
     layer.optimization_mode = "prox_cg1"
     with pytest.raises(TypeError, match="ProxPropLinear: a deferred step needs a weight and a bias that are"):
         layer(x)
+
+
+@pytest.mark.parametrize("how", ["assigned", "loaded", "functional"])
+def test_parameters_that_were_replaced_are_told_in_the_forward_pass(how):
+    """Their gradients would stay as they are, in silence."""
+    layer, x, _ = case("Gram matrix is held", "prox_exact")
+    handle = defer(layer)
+    others = {name: nn.Parameter(p.detach().clone()) for name, p in layer.named_parameters()}
+    line = "ProxPropLinear: its parameters are others than when its step was deferred"
+    call = layer
+    if how == "functional":
+        call = functools.partial(torch.func.functional_call, layer, others)
+    elif how == "loaded":
+        layer.load_state_dict(others, assign=True)
+    else:
+        layer.weight = others["weight"]
+    with pytest.raises(TypeError, match=line):
+        call(x)
+    if how != "functional":
+        handle.remove()
+        defer(layer)
+        layer(x)
+
+
+def test_what_is_held_in_float32_is_as_accurate_as_an_immediate_step():
+    """Images that hardly vary: float32 products of a Gram matrix would hide what does."""
+    torch.manual_seed(0)
+    x = torch.randn(32, 64, 8, 8) * 0.002 + torch.rand(1, 64, 1, 1)
+    layer = ProxPropConv2d(64, 4, 3, bias=False, tau_prox=1000.0, optimization_mode="prox_exact")
+    gradient = torch.randn(32, 4, 6, 6)
+    patches = nn.functional.unfold(x.double(), 3).transpose(1, 2).flatten(0, 1)
+    rows = gradient.double().flatten(2).transpose(1, 2).flatten(0, 1)
+    identity = torch.eye(patches.shape[1], dtype=torch.float64)
+    reference = torch.linalg.solve(patches.T @ patches + identity / 1000, patches.T @ rows).T.reshape(4, 64, 3, 3)
+    handle = defer(layer)
+    layer(x).backward(gradient)
+    handle.solve()
+    assert oracle.relative_error(gradients(layer), {"weight": reference}) < 2e-3
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2", "published_cg2"])
+@pytest.mark.parametrize("tokens", [5, 60])
+def test_a_padding_index_set_later_may_be_negative(tokens, mode):
+    layer = ProxPropEmbedding(tokens, 3, tau_prox=0.7, optimization_mode=mode).double()
+    layer.padding_idx = -1
+    twin = ProxPropEmbedding(tokens, 3, padding_idx=tokens - 1, tau_prox=0.7, optimization_mode=mode).double()
+    twin.load_state_dict(layer.state_dict())
+    x = torch.tensor([0, 3, tokens - 1, 3, tokens - 1, 1])
+    gradient = torch.randn(6, 3, dtype=torch.float64)
+    for one in (layer, twin):
+        one(x).backward(gradient)
+    assert torch.equal(layer.weight.grad, twin.weight.grad)
+    assert not layer.weight.grad[-1].any()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own

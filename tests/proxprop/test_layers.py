@@ -247,6 +247,91 @@ def test_copies_compute_the_same(pair, copied):
     assert all(torch.equal(a, b) for a, b in zip(gradients(twin).values(), gradients(proximal).values(), strict=True))
 
 
+def test_a_shallow_copy_has_settings_of_its_own_and_the_same_parameters():
+    layer = ProxPropLinear(3, 2, tau_prox=0.3)
+    twin = copy.copy(layer)
+    twin.tau_prox, twin.optimization_mode = 7.0, "prox_exact"
+    assert (layer.tau_prox, layer.optimization_mode) == (0.3, "prox_cg1")
+    assert twin.weight is layer.weight
+
+
+CHANGES = {
+    "no padding": ("Conv2d", {"padding": (0, 0)}),
+    "padding": ("Conv2d", {"padding": (2, 1)}),
+    "padding as a number": ("Conv2d", {"padding": 2}),
+    "padding in one entry": ("Conv2d", {"padding": (2,)}),
+    "same padding": ("Conv2d", {"padding": "same", "dilation": 2}),
+    "same padding of even kernels": ("Conv1d", {"padding": "same", "kernel": 4}),
+    "no padding by name": ("Conv3d", {"padding": "valid"}),
+    "stride as a number": ("Conv2d", {"stride": 2}),
+    "dilation as a number": ("Conv1d", {"dilation": 2}),
+    "dilation in one entry": ("Conv2d", {"stride": (2,), "dilation": (2,)}),
+    "wider kernel": ("Conv2d", {"kernel": 5}),
+    "transposed, stride and padding": ("ConvTranspose2d", {"stride": (3, 2), "padding": (1, 0)}),
+    "transposed, dilation": ("ConvTranspose1d", {"dilation": 2, "output_padding": 0}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("change", CHANGES)
+def test_convolutions_may_be_changed_after_construction(change):
+    """As surgery on backbones does it: what the forward pass takes from the layer's attributes, the step does."""
+    kind, attributes = CHANGES[change]
+    cls, _, arguments, shape = PAIRS[kind]
+    torch.manual_seed(0)
+    layer = cls(*arguments, padding=1, tau_prox=0.4, optimization_mode="prox_exact").double()
+    for name, value in attributes.items():
+        if name == "kernel":
+            size = (value,) * (layer.weight.dim() - 2)
+            layer.weight = nn.Parameter(torch.randn(*layer.weight.shape[:2], *size, dtype=torch.float64))
+        else:
+            setattr(layer, name, value)
+    x = torch.randn(shape, dtype=torch.float64)
+    gradient = torch.randn(layer(x).shape, dtype=torch.float64)
+    layer(x).backward(gradient)
+    assert oracle.relative_error(gradients(layer), oracle.exact(layer, [x], gradient, 0.4)) < 1e-9
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2", "published_cg2", "gradient"])
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D", "Conv2d", "ConvTranspose2d"])
+def test_a_bias_alone_keeps_no_input(kind, mode):
+    cls, _, arguments, shape = PAIRS[kind]
+    torch.manual_seed(0)
+    layer = cls(*arguments, tau_prox=0.4, optimization_mode=mode).double()
+    layer.weight.requires_grad_(False)
+    x = torch.randn(shape, dtype=torch.float64)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        output = layer(x)
+    memory = {t.untyped_storage().data_ptr() for t in saved}
+    assert x.untyped_storage().data_ptr() not in memory
+    gradient = torch.randn_like(output)
+    x.zero_()  # as a residual connection in place may do
+    output.backward(gradient)
+    rows = gradient.numel() // len(layer.bias)
+    channels = 1 if kind in ("Conv2d", "ConvTranspose2d") else gradient.dim() - 1
+    axes = [axis for axis in range(gradient.dim()) if axis != channels]
+    right = gradient.sum(axes)
+    expected = right if mode == "gradient" else right / (rows + 1 / 0.4 + (1e-6 if mode.startswith("published") else 0))
+    assert oracle.relative_error({"bias": layer.bias.grad}, {"bias": expected}) < 1e-5
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2", "published_cg2", "gradient"])
+@pytest.mark.parametrize("make", [lambda **k: ProxPropLinear(0, 5, **k), lambda **k: ProxPropLinear(5, 0, **k),
+                                  lambda **k: ProxPropLinear(0, 5, bias=False, **k)])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
+def test_a_layer_without_features_is_as_the_plain_one(make, mode):
+    layer = make(tau_prox=0.5, optimization_mode=mode).double()
+    x = torch.randn(4, layer.in_features, dtype=torch.float64, requires_grad=True)
+    output = layer(x)
+    output.sum().backward()
+    assert x.grad.shape == x.shape
+    assert layer.weight.grad.shape == layer.weight.shape
+    if layer.bias is not None and mode != "gradient":
+        torch.testing.assert_close(layer.bias.grad, torch.full_like(layer.bias, 4 / (4 + 2)), rtol=1e-5, atol=0)
+
+
 def test_settings_take_effect_at_the_next_backward_pass():
     torch.manual_seed(0)
     layer = ProxPropLinear(4, 5, tau_prox=0.1, optimization_mode="gradient").double()

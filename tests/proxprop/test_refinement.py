@@ -139,6 +139,33 @@ def test_a_convolution_of_many_channels_that_is_not_refined(monkeypatch, tau, wh
     assert oracle.relative_error(directions(layer, [x], gradient), reference) < 1e-5
 
 
+NEARLY_CONSTANT = {
+    "strips": (16, 16, 1, 3),
+    "pixels": (64, 16, 1, 3),
+    "pairs": (8, 8, 8, 7),
+}
+
+
+@pytest.mark.parametrize("tau", [1.0, 50.0, 1000.0])
+@pytest.mark.parametrize("name", NEARLY_CONSTANT)
+def test_a_convolution_of_images_that_hardly_vary_keeps_its_bound(name, tau, monkeypatch):
+    """Float32 products would hide what varies, whatever the form of the Gram matrix."""
+    channels, outputs, groups, size = NEARLY_CONSTANT[name]
+    torch.manual_seed(0)
+    layer = ProxPropConv2d(
+        channels, outputs, size, padding=size // 2, groups=groups, tau_prox=tau, optimization_mode="prox_exact"
+    )
+    coarse = torch.randn(16, channels, 4, 4)
+    x = 1 + 0.02 * torch.nn.functional.interpolate(coarse, scale_factor=2, mode="bilinear")
+    gradient = torch.randn(16, outputs, 8, 8)
+    actual = directions(layer, [x], gradient)
+    patches = torch.nn.functional.unfold(x, size, padding=size // 2).transpose(1, 2).flatten(0, 1)
+    rows = gradient.flatten(2).transpose(1, 2).flatten(0, 1)
+    parts = zip(patches.chunk(groups, 1), rows.chunk(groups, 1), strict=True)
+    reference = by_name(torch.cat([dense(part, right, tau) for part, right in parts]), layer.weight.shape)
+    assert oracle.relative_error(actual, reference) < 20 * systems.ACCURATE
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_linear_layer_where_nobody_can_look(monkeypatch, form):
     monkeypatch.setattr(systems, "numbers_at_hand", lambda tensor: False)

@@ -39,8 +39,6 @@ class ImageGram(abc.ABC):
     """Whether the order of columns is taps, channels, and not channels, taps."""
     for_cpu: ClassVar[bool] = True
     """Whether it is for a CPU, and not for other devices."""
-    rough: ClassVar[bool] = False
-    """Whether its sums in the image's precision may be too long for some solves."""
 
     @property
     @abc.abstractmethod

@@ -17,7 +17,6 @@ class BatchedGram(ImageGram):
     """Computes AᵀA from patches, as many at a time as the working set holds, by a batched product."""
 
     for_cpu: ClassVar[bool] = False
-    rough: ClassVar[bool] = True
 
     @property
     def cost(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +16,6 @@ FEWEST_CHANNELS = 48
 
 class Im2colGram(ImageGram):
     """Computes AᵀA from patches, some images at a time."""
-
-    rough: ClassVar[bool] = True
 
     @property
     def cost(self) -> float:

@@ -45,7 +45,6 @@ class PixelGram(ImageGram):
     """Computes AᵀA from single pixels."""
 
     taps_first: ClassVar[bool] = True
-    rough: ClassVar[bool] = True
 
     @property
     def cost(self) -> float:
