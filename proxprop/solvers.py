@@ -50,10 +50,12 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
     """
     solution = torch.empty_like(system.residual, memory_format=torch.contiguous_format)
     parts: Iterable[slice] = [ALL]
-    if system.separable and not rules.one_step_length:
+    one_after_the_other = not (rules.orthogonal and rules.stop_below)  # with one memory for former residuals
+    if system.separable and not rules.one_step_length and one_after_the_other:
         # Former residuals with their duals, and what an iteration has at hand.
         parts = blocks(solution, 2 * (iterations - 1) + 6)
-    columns = (_Columns(system, solution, outputs, iterations, rules) for outputs in parts)
+    former = _Former(iterations - 1) if rules.orthogonal else None
+    columns = (_Columns(system, solution, outputs, rules, former) for outputs in parts)
     # Each to its end, as long as it is in the cache; what stops all of them has to be asked after each step.
     for together in [list(columns)] if rules.stop_below else ([one] for one in columns):
         stopped = None
@@ -69,7 +71,9 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
 class _Columns:
     """Some columns of a system on their way; their solution is written into ``solution``."""
 
-    def __init__(self, system: System, solution: Tensor, outputs: slice, iterations: int, rules: CGRules) -> None:
+    def __init__(
+        self, system: System, solution: Tensor, outputs: slice, rules: CGRules, former: _Former | None
+    ) -> None:
         residual = system.residual[:, outputs].contiguous()  # a column after the other
         self._axes = (0, 1, 2) if rules.one_step_length else (2,)
         self._scale = residual.abs().amax(self._axes, keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny)
@@ -79,7 +83,9 @@ class _Columns:
         self._negligible: Tensor | float = 0.0
         self._initial = self._norm = self._squared_norm()
         self._negligible = torch.finfo(self._norm.dtype).eps ** 2 * self._initial
-        self._former = _Former(self._r, iterations - 1) if rules.orthogonal else None
+        self._former = former
+        if former is not None:
+            former.begin(self._r)
         self._solution = solution[:, outputs].zero_()
         self._steps, self._previous = 0, self._norm
 
@@ -128,12 +134,18 @@ class _Columns:
 class _Former:
     """The residuals of former iterations, at most so many of ``[g, o, n]``, each orthogonal to all before it."""
 
-    def __init__(self, like: Vector, most: int) -> None:
-        groups, outputs, n = like.value.shape
-        self._values = like.value.new_empty(groups, outputs, most, n)
-        self._duals = self._values if like.dual is like.value else torch.empty_like(self._values)
-        self._squares = like.value.new_empty(groups, outputs, most, 1)
+    def __init__(self, most: int) -> None:
+        self._most, self._count = most, 0
+        self._values = self._duals = self._squares = torch.empty(0)
+
+    def begin(self, like: Vector) -> None:
+        """Forget all. Columns that are worked on one set after the other use the same memory: fresh pages are slow."""
         self._count = 0
+        groups, outputs, n = like.value.shape
+        if self._values.shape[:2] != (groups, outputs):
+            self._values = like.value.new_empty(groups, outputs, self._most, n)
+            self._duals = self._values if like.dual is like.value else torch.empty_like(self._values)
+            self._squares = like.value.new_empty(groups, outputs, self._most, 1)
 
     def append(self, residual: Vector, squared_norm: Tensor) -> None:
         self._values[:, :, self._count] = residual.value
