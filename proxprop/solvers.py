@@ -50,12 +50,10 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
     """
     solution = torch.empty_like(system.residual, memory_format=torch.contiguous_format)
     parts: Iterable[slice] = [ALL]
-    one_after_the_other = not (rules.orthogonal and rules.stop_below)  # with one memory for former residuals
-    if system.separable and not rules.one_step_length and one_after_the_other:
+    if system.separable and not rules.one_step_length:
         # Former residuals with their duals, and what an iteration has at hand.
         parts = blocks(solution, 2 * (iterations - 1) + 6)
-    former = _Former(iterations - 1) if rules.orthogonal else None
-    columns = (_Columns(system, solution, outputs, rules, former) for outputs in parts)
+    columns = (_Columns(system, solution, outputs, rules) for outputs in parts)
     # Each to its end, as long as it is in the cache; what stops all of them has to be asked after each step.
     for together in [list(columns)] if rules.stop_below else ([one] for one in columns):
         stopped = None
@@ -71,9 +69,7 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
 class _Columns:
     """Some columns of a system on their way; their solution is written into ``solution``."""
 
-    def __init__(
-        self, system: System, solution: Tensor, outputs: slice, rules: CGRules, former: _Former | None
-    ) -> None:
+    def __init__(self, system: System, solution: Tensor, outputs: slice, rules: CGRules) -> None:
         residual = system.residual[:, outputs].contiguous()  # a column after the other
         self._axes = (0, 1, 2) if rules.one_step_length else (2,)
         self._scale = residual.abs().amax(self._axes, keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny)
@@ -83,15 +79,13 @@ class _Columns:
         self._negligible: Tensor | float = 0.0
         self._initial = self._norm = self._squared_norm()
         self._negligible = torch.finfo(self._norm.dtype).eps ** 2 * self._initial
-        self._former = former
-        if former is not None:
-            former.begin(self._r)
+        self._former: list[tuple[Vector, Tensor]] = []
         self._solution = solution[:, outputs].zero_()
         self._steps, self._previous = 0, self._norm
 
     def step(self, stopped: Tensor | None, is_last: bool) -> None:
         """One iteration; of no effect where it is ``stopped``. The ``is_last`` leaves no residual."""
-        system = self._system
+        system, rules = self._system, self._rules
         if self._steps:
             self._turn(stopped)
         self._steps += 1
@@ -102,9 +96,10 @@ class _Columns:
             self._solution.mul_(self._scale)
             return
         value = torch.addcmul(self._r.value, alpha, system.product(self._p, image), value=-1)
-        if self._former is not None:
-            self._former.append(self._r, self._norm)
-            self._former.take_from(value)
+        if rules.orthogonal:
+            self._former.append((self._r, self._norm))
+            for other, squared in self._former:
+                value.addcmul_(_divide(dot(value, other.dual), squared), other.value, value=-1)
         self._r = system.vector(value, self._outputs)
         self._previous, self._norm = self._norm, self._squared_norm()
 
@@ -131,43 +126,6 @@ class _Columns:
         return columns.sum(self._axes, keepdim=True) if self._rules.one_step_length else columns
 
 
-class _Former:
-    """The residuals of former iterations, at most so many of ``[g, o, n]``, each orthogonal to all before it."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._count = most, 0
-        self._values = self._duals = self._squares = torch.empty(0)
-
-    def begin(self, like: Vector) -> None:
-        """Forget all. Columns that are worked on one set after the other use the same memory: fresh pages are slow."""
-        self._count = 0
-        groups, outputs, n = like.value.shape
-        if self._values.shape[:2] != (groups, outputs):
-            self._values = like.value.new_empty(groups, outputs, self._most, n)
-            self._duals = self._values if like.dual is like.value else torch.empty_like(self._values)
-            self._squares = like.value.new_empty(groups, outputs, self._most, 1)
-
-    def append(self, residual: Vector, squared_norm: Tensor) -> None:
-        self._values[:, :, self._count] = residual.value
-        if self._duals is not self._values:
-            self._duals[:, :, self._count] = residual.dual
-        self._squares[:, :, self._count] = _divisor(squared_norm)
-        self._count += 1
-
-    def take_from(self, value: Tensor) -> None:
-        """Make ``value``, contiguous, orthogonal to them in place: to all at once, as it nearly is and they are."""
-        columns = value.view(-1, 1, value.shape[-1])
-        parts = torch.bmm(columns, self._so_far(self._duals).mT) / self._so_far(self._squares).mT
-        columns.baddbmm_(parts, self._so_far(self._values), alpha=-1)
-
-    def _so_far(self, tensor: Tensor) -> Tensor:
-        return tensor.flatten(0, 1)[:, : self._count]
-
-
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator; where the denominator is zero, so is the numerator, and zero is returned."""
-    return numerator / _divisor(denominator)
-
-
-def _divisor(number: Tensor) -> Tensor:
-    return number.masked_fill(number == 0, 1)
+    return numerator / denominator.masked_fill(denominator == 0, 1)

@@ -226,3 +226,18 @@ def solved_for_new_parameters(reference, tau):
         design, reference.gradient, 1 / tau, start=(layer.weight.detach(), layer.bias.detach())
     ).solve()
     return torch.cat([weight, bias[:, None]], 1).double().T
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e3])
+def test_many_iterations_on_one_large_singular_value_stay_finite_and_short(ratio):
+    """Where columns have converged to rounding, residuals are no longer orthogonal, and must not grow."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        singular = torch.cat([torch.tensor([ratio]), torch.rand(99) + 0.01])
+        left, right = torch.linalg.qr(torch.randn(200, 100))[0], torch.linalg.qr(torch.randn(100, 100))[0]
+        x, gradient = ((left * singular) @ right).T.contiguous(), torch.randn(100, 7)
+        layer = ProxPropLinear(200, 7, bias=False, tau_prox=10.0, optimization_mode="prox_cg30")
+        layer(x).backward(gradient)
+        a = x.double()
+        exact = torch.linalg.solve(a.T @ a + torch.eye(200, dtype=a.dtype) / 10, a.T @ gradient.double()).T
+        assert float(layer.weight.grad.double().norm()) < 2 * float(exact.norm())
