@@ -24,7 +24,7 @@ from benchmarks.networks import images
 from benchmarks.output import add_json
 from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.config import Config
-from experiments.config.schema import flat
+from experiments.config.schema import STEP_KEYS, what_a_step_costs
 from experiments.config.sweep_file import load_config_file
 from experiments.data.datasets import Data, Split
 from experiments.optimizers import check_optimizer
@@ -39,8 +39,6 @@ ROUNDS = 4
 MEMORY_STEPS = 3
 """From when on all of an optimizer's state is there, which some make in their second step."""
 
-SETTINGS = ("model", "optimizer", "proxprop", "batch_size")
-"""What a row is for; but the learning rate, which costs nothing."""
 STILL = 1e-9
 """A learning rate."""
 
@@ -82,7 +80,7 @@ def _training(config: Config, data: Data, device: torch.device, steps: int) -> T
 def measure(config: Config, device: torch.device) -> dict[str, Any]:
     """One row: what was measured, and the settings it is for."""
     data = one_batch(config, device)
-    settings = config.model_dump(include=set(SETTINGS))
+    settings = config.model_dump(include=set(STEP_KEYS))
     return {
         "name": config.name,
         **settings,
@@ -104,7 +102,7 @@ def benchmark() -> int:
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     every = itertools.chain.from_iterable(load_config_file(path).configs for path in arguments.configs)
-    configs = list({_settings(config): config for config in every}.values())
+    configs = list({what_a_step_costs(config.model_dump()): config for config in every}.values())
     for config in configs:
         check_optimizer(config.optimizer)
     if device.type == "cpu":
@@ -119,12 +117,6 @@ def benchmark() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps({**header, "rows": rows}, indent=1) + "\n")
     return 0
-
-
-def _settings(config: Config) -> str:
-    """What a step's cost depends on."""
-    kept = {key: value for key, value in flat(config).items() if key.split(".")[0] in SETTINGS}
-    return repr(kept | {"optimizer.lr": None})
 
 
 def _line(row: dict[str, Any]) -> str:

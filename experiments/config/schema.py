@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Annotated, Any, Literal
 
@@ -227,6 +228,17 @@ def differing_keys(one: Config, other: Config) -> list[str]:
     """Dotted names of the keys whose values differ, of those that decide the numbers."""
     first, second = flat(one), flat(other)
     return [key for key in {**first, **second} if key not in EXECUTION_KEYS and first.get(key) != second.get(key)]
+
+
+STEP_KEYS = ("model", "optimizer", "proxprop", "batch_size")
+"""What the cost of a training step depends on; but the learning rate, which costs nothing."""
+
+
+def what_a_step_costs(settings: dict[str, Any]) -> str:
+    """Those of a dumped config, as a text: equal for configs whose steps cost the same."""
+    kept = {key: settings[key] for key in STEP_KEYS}
+    kept["optimizer"] = {key: value for key, value in kept["optimizer"].items() if key != "lr"}
+    return json.dumps(kept, sort_keys=True)
 
 
 def lengthens(config: Config, earlier: Config) -> bool:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure as Page
 
 from experiments.command.errors import RecordError, reason
 from experiments.config import Config
+from experiments.config.schema import what_a_step_costs
 from experiments.folder.read import RecordedRun
 from scripts.plots import style
 from scripts.plots.draw import Drawn, draw_panel, new_page, time_note, x_ends
@@ -59,7 +60,7 @@ class Costs:
         """
         try:
             content = json.loads(path.read_text())
-            rows = {_what_costs(row): row for row in content["rows"]}
+            rows = {what_a_step_costs(row): row for row in content["rows"]}
             where = machine(content["device"], content["threads"], content["torch"])
             if any(not isinstance(row[key], float) for row in rows.values() for key in ("step_seconds", "peak_bytes")):
                 raise ValueError("its rows need step_seconds and peak_bytes")
@@ -71,14 +72,7 @@ class Costs:
 
     def of(self, config: Config) -> dict[str, Any] | None:
         """The row for the settings of ``config``, whatever its learning rate."""
-        return self.rows.get(_what_costs(config.model_dump()))
-
-
-def _what_costs(settings: dict[str, Any]) -> str:
-    """The settings that a step's cost depends on, as a text: equal for a config and for what a file has of it."""
-    kept = {key: settings[key] for key in ("model", "optimizer", "proxprop", "batch_size")}
-    kept["optimizer"] = {key: value for key, value in kept["optimizer"].items() if key != "lr"}
-    return json.dumps(kept, sort_keys=True)
+        return self.rows.get(what_a_step_costs(config.model_dump()))
 
 
 @dataclass(frozen=True)
