@@ -90,12 +90,13 @@ def _gram(design: MatrixDesign, single: bool) -> float:
 
 def _precise_right(design: MatrixDesign) -> float:
     """What a right-hand side of float64 products costs more than one that is not."""
-    return (cost_model(design.device).double - 1) * design.product_cost if design.precise_right else 0.0
+    return (cost_model(design.device).double - 1) * design.precise_right * design.product_cost
 
 
 def _single(design: MatrixDesign, iterations: int) -> bool:
     """Whether iterations in the accumulation precision would cost a good part of the layer's own products."""
-    return cost_model(design.device).double * iterations * design.columns > design.rows
+    double = cost_model(design.device).double
+    return double > 1 and double * iterations * design.columns > design.rows
 
 
 def _primal(design: MatrixDesign, iterations: int) -> float:

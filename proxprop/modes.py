@@ -11,12 +11,13 @@ import re
 import sys
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from proxprop.choice import direct_system, iterative_system
 from proxprop.design import ConvDesign, Design, MatrixDesign, Parameters
-from proxprop.solvers import CGRules, conjugate_gradients
-from proxprop.systems import DirectSystem, System
+from proxprop.solvers import CGRules, Rounding, conjugate_gradients
+from proxprop.systems import DirectSystem, System, numbers_at_hand
 
 ALLOWED = "'prox_exact', 'prox_cgN' with N >= 1, 'gradient' or 'published_cgN' with N >= 1"
 
@@ -112,7 +113,15 @@ class ConjugateGradient(Solve):
         return iterative_system(design, gradient, 1 / tau, self.iterations)
 
     def solve(self, system: System) -> Parameters:
-        return conjugate_gradients(system, self.iterations, CGRules())
+        """D; in float64 where rounding had much of it, as far as the numbers are at hand."""
+        rounding = Rounding() if system.rough and numbers_at_hand(system.gradient) else None
+        direction = conjugate_gradients(system, self.iterations, CGRules(), rounding)
+        if rounding is None or rounding.is_tolerable:
+            return direction
+        assert isinstance(system.design, MatrixDesign)
+        design = system.design.in_precision(torch.float64)
+        accurate = iterative_system(design, system.gradient.double(), system.beta, self.iterations)
+        return conjugate_gradients(accurate, self.iterations, CGRules())
 
 
 DEVIATIONS = ("conjugacy", "damping", "stop", "step_length", "cancellation")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from proxprop.design import Parameters
-from proxprop.systems import ALL, System, Vector, blocks, dot
+from proxprop.systems import ALL, System, Vector, blocks, dot, eps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +35,42 @@ class CGRules:
     one_step_length: bool = False
 
 
-def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Parameters:
+@dataclasses.dataclass
+class Rounding:
+    """Estimates of what rounding in a system's products with AᵀA made of a direction, by the textbook's rules."""
+
+    length: float = 0.0
+    error: float = 0.0
+    """Both in the norm of D."""
+
+    def add(self, lengths: Tensor, errors: Tensor) -> None:
+        """Those of some columns."""
+        self.length = math.hypot(self.length, float(lengths.norm()))
+        self.error = math.hypot(self.error, float(errors.norm()))
+
+    @property
+    def is_tolerable(self) -> bool:
+        return self.error < TOLERABLE * self.length < math.inf  # False for NaN, and for no length at all
+
+
+TOLERABLE = 1e-2
+"""Which relative error a direction may have by such an estimate, which is mostly several times too large. Layers of the
+paper's networks and of ResNet-18 have at most 3e-4."""
+
+
+def conjugate_gradients(
+    system: System, iterations: int, rules: CGRules, rounding: Rounding | None = None
+) -> Parameters:
     """Run ``iterations`` conjugate gradient steps from D = 0 on all columns at once.
 
     Textbook rules are invariant to the scale of every column; a column that has converged to rounding, or is zero,
-    stays as it is. Nothing in the loop waits for the device.
+    stays as it is. Nothing in the loop waits for the device, but for ``rounding``.
 
     Args:
         system: The system, in any form.
         iterations: Number of steps, at least 1.
         rules: The textbook's, or deviations from it.
+        rounding: Is told what happened to the direction; for the textbook's rules.
 
     Returns:
         D, shaped like the layer's parameters.
@@ -53,7 +80,7 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
     if system.separable and not rules.one_step_length:
         # Former residuals with their duals, and what an iteration has at hand.
         parts = blocks(solution, 2 * (iterations - 1) + 6)
-    columns = (_Columns(system, solution, outputs, rules) for outputs in parts)
+    columns = (_Columns(system, solution, outputs, rules, rounding is not None) for outputs in parts)
     # Each to its end, as long as it is in the cache; what stops all of them has to be asked after each step.
     for together in [list(columns)] if rules.stop_below else ([one] for one in columns):
         stopped = None
@@ -63,13 +90,16 @@ def conjugate_gradients(system: System, iterations: int, rules: CGRules) -> Para
             if rules.stop_below:
                 largest, initial = (torch.cat(norms, 1) for norms in zip(*(c.norms() for c in together), strict=True))
                 stopped = largest.amax() < rules.stop_below**2 * initial.mean()
+        if rounding is not None:
+            for one in together:
+                rounding.add(*one.rounding())
     return system.parameters(solution)
 
 
 class _Columns:
     """Some columns of a system on their way; their solution is written into ``solution``."""
 
-    def __init__(self, system: System, solution: Tensor, outputs: slice, rules: CGRules) -> None:
+    def __init__(self, system: System, solution: Tensor, outputs: slice, rules: CGRules, watched: bool) -> None:
         residual = system.residual[:, outputs].contiguous()  # a column after the other
         self._axes = (0, 1, 2) if rules.one_step_length else (2,)
         self._scale = residual.abs().amax(self._axes, keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny)
@@ -77,11 +107,13 @@ class _Columns:
         self._system, self._rules, self._outputs = system, rules, outputs
         self._p = self._r = system.vector(residual / self._scale, outputs)
         self._negligible: Tensor | float = 0.0
+        self._seen: list[tuple[Tensor, ...]] | None = [] if watched else None
         self._initial = self._norm = self._squared_norm()
-        self._negligible = torch.finfo(self._norm.dtype).eps ** 2 * self._initial
+        self._negligible = eps(self._norm) ** 2 * self._initial
         self._former: list[tuple[Vector, Tensor]] = []
         self._solution = solution[:, outputs].zero_()
         self._steps, self._previous = 0, self._norm
+        self._lost: Tensor | float = 0.0
 
     def step(self, stopped: Tensor | None, is_last: bool) -> None:
         """One iteration; of no effect where it is ``stopped``. The ``is_last`` leaves no residual."""
@@ -91,8 +123,12 @@ class _Columns:
         self._steps += 1
         image = system.image(self._p)
         alpha = _divide(self._norm, self._total(system.curvature(self._p, image)) + self._damping)
+        if self._seen is not None:
+            self._seen.append((self._norm, alpha, torch.zeros_like(alpha) if self._noise is None else self._noise))
         self._solution.addcmul_(alpha, self._p.value)
         if is_last:
+            if self._seen is not None:
+                self._lost = system.lost(self._solution)
             self._solution.mul_(self._scale)
             return
         value = torch.addcmul(self._r.value, alpha, system.product(self._p, image), value=-1)
@@ -107,9 +143,30 @@ class _Columns:
         """Of the residual; 0 where it is rounding, which makes every further step length zero."""
         norm = self._total(dot(self._r.value, self._r.dual))
         is_rounding = norm <= self._negligible
-        if (noise := self._system.noise(self._r)) is not None:
-            is_rounding |= norm <= self._total(noise)
+        self._noise = self._system.noise(self._r)
+        if self._noise is not None:
+            is_rounding |= norm <= self._total(self._noise)
         return norm.masked_fill(is_rounding, 0)  # NaN compares false and so stays NaN
+
+    def rounding(self) -> tuple[Tensor, Tensor]:
+        """The lengths of the directions, and of what rounding may have made of them, ``[g, o, 1]``.
+
+        A product with AᵀA has an error of about its largest eigenvalue, by which residuals get wrong entries that no
+        iteration takes away again, and a step along p makes them longer by the inverse of p's Rayleigh quotient. (‖p‖²
+        follows from the norms of the residuals, to which former directions are orthogonal.) Noise in ‖r‖² does the
+        same; where it is all of it, D's part in r is hidden, of a length of at most ‖r‖/β.
+        """
+        assert self._seen is not None
+        norm, alpha, noise = (torch.stack(numbers) for numbers in zip(*self._seen, strict=True))
+        is_zero = norm == 0
+        squared = norm * (norm * norm.reciprocal().cumsum(0))  # ‖p‖²
+        length = (alpha * squared.sqrt()).masked_fill(is_zero, 0)
+        quotient = norm / (alpha * squared)
+        largest = quotient[0] if self._system.largest is None else self._system.largest
+        error = length.abs().cumsum(0) * (largest / quotient).abs() * eps(self._r.value) + length * (noise / norm)
+        error = torch.where(is_zero, noise.sqrt() / self._system.beta, error.masked_fill(alpha == 0, torch.inf))
+        total = error.norm(dim=0) + self._lost
+        return length.norm(dim=0) * self._scale, total * self._scale
 
     def norms(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the residuals, now and at first."""
@@ -127,5 +184,5 @@ class _Columns:
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator; where the denominator is zero, so is the numerator, and zero is returned."""
-    return numerator / denominator.masked_fill(denominator == 0, 1)
+    """numerator / denominator; zero where the denominator is: a residual that counts as zero takes no part."""
+    return numerator / denominator.masked_fill(denominator == 0, torch.inf)

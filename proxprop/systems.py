@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import functools
 import math
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
@@ -63,6 +64,9 @@ REFINEMENTS = 2
 PROBES = 4
 """How many sums of outputs tell the error."""
 
+MANY_ROWS = 8
+"""How many times the columns of A."""
+
 LARGE = 1e8
 """From how many multiply-adds on float64 products for a right-hand side are worth avoiding."""
 
@@ -72,8 +76,9 @@ BLOCK = 192
 
 def large(design: Design) -> bool:
     """Whether float64 products for a right-hand side, which are more accurate, cost too much."""
-    known = isinstance(design, GramDesign) and design.precise_right and design.product_cost > LARGE
-    return known and design.dtype != torch.float64
+    if not isinstance(design, GramDesign) or design.dtype == torch.float64:
+        return False
+    return design.precise_right * design.product_cost > LARGE
 
 
 def factorised(matrix: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -119,6 +124,11 @@ def solved(factor: Tensor, right: Tensor) -> Tensor:
     return solution
 
 
+def eps(tensor: Tensor) -> float:
+    """The rounding of its precision."""
+    return torch.finfo(tensor.dtype).eps
+
+
 def trace(matrix: Tensor) -> float:
     """The largest of ``[g, n, n]``."""
     return float(matrix.diagonal(dim1=-2, dim2=-1).sum(-1).max())
@@ -134,12 +144,6 @@ def _norm(parameters: Parameters) -> float:
     return math.hypot(*(float(p.double().norm()) for p in parameters if p is not None))
 
 
-def _signs(count: int, size: int) -> Tensor:
-    """Numbers ±1, always the same."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    return torch.randint(2, (count, size), generator=generator, device="cpu") * 2 - 1
-
-
 class System(abc.ABC):
     """(AᵀA + βI) D = AᵀG in one form. Columns (output units or channels) do not mix."""
 
@@ -149,16 +153,24 @@ class System(abc.ABC):
     """The right-hand side in this form: the residual of D = 0, ``[g, o, n]``."""
     matrix: Tensor | None = None
     """What the form holds of AᵀA or AAᵀ, ``[g, n, n]`` or a diagonal ``[g, 1, n]``, once it has made it."""
+    rough: bool = False
+    """Whether its products have the rounding of the working precision, so that a solution by iterations may, too."""
+    largest: Tensor | None = None
+    """A bound of AᵀA's eigenvalues, ``[g, 1, 1]``, where the form knows one."""
     failed: Tensor | None = None
     """Which groups' factorisation failed, ``[g]``, once there was one."""
 
-    def __init__(self, design: Design, beta: float) -> None:
-        self.design = design
+    def __init__(self, design: Design, gradient: Tensor, beta: float) -> None:
+        self.design, self.gradient = design, gradient
         self.beta = min(beta, torch.finfo(design.dtype).max)
 
     def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
         """``value`` with its dual; where it is ``separable``, also of some ``outputs`` of each group alone."""
         return Vector(value, value)
+
+    def lost(self, value: Tensor) -> Tensor | float:
+        """A bound of what rounding loses of D in ``parameters``, ``[g, o, 1]``."""
+        return 0.0
 
     def noise(self, v: Vector) -> Tensor | None:
         """What rounding may make of ⟨V, V⟩ in every column, ``[g, o, 1]``, where V stands for nothing; None for 0."""
@@ -186,6 +198,13 @@ class GramSystem(System):
 
     design: GramDesign
 
+    @functools.cached_property
+    def largest(self) -> Tensor:  # type: ignore[override]
+        assert self.matrix is not None
+        largest = self.matrix.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(self.matrix.dtype).tiny)
+        size: Tensor = torch.linalg.matrix_norm(self.matrix / largest, keepdim=True)  # its square could overflow
+        return largest * size
+
     @abc.abstractmethod
     def gram_times(self, p: Vector) -> Tensor:
         """AᵀA P as a value of this form."""
@@ -209,7 +228,8 @@ class DirectSystem(GramSystem):
     single: bool = False
     quick: bool = False
     """Whether products have the rounding of the working precision, so that a solution must be looked at."""
-    gradient: Tensor
+    blind: bool = False
+    """Whether a loss of digits could not be seen."""
 
     def solve(self) -> Parameters:
         """D by Cholesky factorisation, in the accumulation precision.
@@ -218,18 +238,23 @@ class DirectSystem(GramSystem):
         or inputs that are not finite) the factor is replaced, without an exception or a device synchronisation, by
         the root of trace(AᵀA) + β: the step is then explicit, and short enough to be safe for any spectrum.
         """
-        if self.single and (refined := self._refined()) is not None:
-            return refined
+        if self.single and (value := self._refined()) is not None and self._keeps_digits(value):
+            return self.parameters(value)
         precision = accumulation_dtype(self.gradient)
         factor = self._factor(self._matrix(precision, precise=False))
-        if not self.quick:
-            return self.parameters(self._solution(factor, self.residual))
-        # The right-hand side has the working precision's rounding, so the solution may have it, too.
-        if (value := self._accurate(factor.to(self.design.dtype))) is not None:
+        if self.blind:
+            return self._precise(factor)
+        if self.quick:
+            # A solve costs nothing beside the products of many rows, which alone decide its accuracy then.
+            is_small = self.design.rows > MANY_ROWS * self.design.columns
+            value = self._accurate(factor if is_small else factor.to(self.design.dtype))
+        else:
+            value = self._solution(factor, self.residual)
+        if value is not None and self._keeps_digits(value):
             return self.parameters(value)
-        if self.design.rough_gram:
+        if self.quick and self.design.rough_gram:
             factor = self._factor(self._matrix(precision, precise=True))
-        return self.parameters(self._solution(factor, self._right(self.gradient, precision, precise=True)))
+        return self._precise(factor)
 
     def _factor(self, matrix: Tensor) -> Tensor:
         """The lower Cholesky factor of ``matrix + βI``, or of a multiple of the identity where it has none."""
@@ -242,17 +267,16 @@ class DirectSystem(GramSystem):
         explicit = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) + self.beta).sqrt()[:, None, None] * identity
         return torch.where(self.failed[:, None, None], explicit, factor)
 
-    def _refined(self) -> Parameters | None:
-        """D by a factorisation in the working precision; None where it stays inaccurate."""
+    def _refined(self) -> Tensor | None:
+        """The solution by a factorisation in the working precision; None where it stays inaccurate."""
         matrix = self._matrix(self.design.dtype, precise=False)
-        if not trace(matrix) * torch.finfo(matrix.dtype).eps < self.beta:
+        if not trace(matrix) * eps(matrix) < self.beta:
             return None  # rounding hides β
         factor, info = factorised(matrix, self.beta)
         value = None if bool(info.any()) else self._accurate(factor)
-        if value is None:
-            return None
-        self.matrix, self.failed = matrix, info != 0
-        return self.parameters(value)
+        if value is not None:
+            self.matrix, self.failed = matrix, info != 0
+        return value
 
     def _accurate(self, factor: Tensor) -> Tensor | None:
         """The solution, iteratively refined with residuals from A itself; None where that does not do.
@@ -260,12 +284,15 @@ class DirectSystem(GramSystem):
         Its error is known from a few random sums of outputs, whose residuals cost little.
         """
         value = self._solution(factor, self.residual.to(factor.dtype))
-        weights = _signs(PROBES, self.design.outputs).to(value)
+        weights = self._weights().to(value)
         probe = self._of_outputs(weights)
-        for refinements_left in reversed(range(REFINEMENTS + 1 if self.single or self.design.rough_gram else 1)):
+        refinable = self.single or self.design.rough_gram
+        # Else the right-hand side alone has rounding, and that of the residual is as much.
+        accurate = ACCURATE if refinable else 4 * ACCURATE
+        for refinements_left in reversed(range(REFINEMENTS + 1 if refinable else 1)):
             sums = weights @ value
             size, missing = _norm(probe.parameters(sums)), _norm(probe.parameters(probe._correction(factor, sums)))
-            if missing <= ACCURATE * size:
+            if missing < accurate * size:
                 return value
             if not refinements_left or not missing < REFINABLE * size:
                 break
@@ -278,6 +305,11 @@ class DirectSystem(GramSystem):
         right = self._right(self.design.as_applied(self.gradient) - output, value.dtype, precise=False)
         return self._solution(factor, torch.add(right, value, alpha=-self.beta))
 
+    def _weights(self) -> Tensor:
+        """Those of a few random sums of outputs, ``[sums, o]``, always the same."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        return torch.randn(PROBES, self.design.outputs, generator=generator, device="cpu")
+
     def _of_outputs(self, weights: Tensor) -> DirectSystem:
         """The system of weighted sums of outputs, ``weights`` being ``[sums, o]``."""
         part = copy.copy(self)
@@ -285,6 +317,14 @@ class DirectSystem(GramSystem):
         part.design = self.design.of_outputs(range(len(weights)), self.design.dtype)
         part.gradient = part.design.from_rows(weights.to(self.gradient) @ self.design.to_rows(self.gradient))
         return part
+
+    def _keeps_digits(self, value: Tensor) -> bool:
+        """Whether what ``value`` stands for is found without a loss of digits."""
+        return True
+
+    def _precise(self, factor: Tensor) -> Parameters:
+        """D in the accumulation precision, that of the ``factor``."""
+        return self.parameters(self._solution(factor, self._right(self.gradient, factor.dtype, precise=True)))
 
     @abc.abstractmethod
     def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
@@ -307,8 +347,8 @@ class ParameterSystem(System):
     that of θ and the solution. Exactly, nothing is changed by that; in float32 most digits of a small step are.
     """
 
-    def __init__(self, design: Design, beta: float, start: Parameters | None) -> None:
-        super().__init__(design, beta)
+    def __init__(self, design: Design, gradient: Tensor, beta: float, start: Parameters | None) -> None:
+        super().__init__(design, gradient, beta)
         self._start = None if start is None else design.stack(start).to(design.dtype)  # [g, o, d]
 
     def _right_hand_side(self, gradient: Tensor, precise: bool = True) -> Tensor:
@@ -349,12 +389,14 @@ class Primal(ParameterSystem, DirectSystem):
         single: bool = False,
         precise: bool = False,
     ) -> None:
-        super().__init__(design, beta, start)
-        self.gradient, self.single = gradient, single
+        super().__init__(design, gradient, beta, start)
+        self.single = single
         can_look = start is None and numbers_at_hand(gradient)
         self.quick = single or (can_look and not precise and (large(design) or design.rough_gram))
+        self.rough = single or (design.rough_gram and not precise)
         self.matrix: Tensor = design.gram(design.dtype if single else None, precise)  # [g, d, d]
-        self.residual = self._right(gradient, self.matrix.dtype, precise=not self.quick)  # [g, o, d]
+        precise_right = precise or not (self.quick or large(design))
+        self.residual = self._right(gradient, self.matrix.dtype, precise=precise_right)  # [g, o, d]
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.value @ self.matrix
@@ -389,11 +431,15 @@ class Dual(DirectSystem):
     Iterations and the product with the inverse run in the working precision.
     """
 
-    def __init__(self, design: GramDesign, gradient: Tensor, beta: float, *, single: bool = False) -> None:
-        super().__init__(design, beta)
-        self.gradient, self.single = gradient, single
+    design: MatrixDesign
+    rough = True
+    _amplification: float = 0.0
+    """Of rounding in G, by a product with (AAᵀ + βI)⁻¹."""
+
+    def __init__(self, design: MatrixDesign, gradient: Tensor, beta: float, *, single: bool = False) -> None:
+        super().__init__(design, gradient, beta)
+        self.single, self.blind = single, not numbers_at_hand(gradient)
         self.residual = self._right(gradient, gradient.dtype, precise=False)  # [g, o, m]
-        self._rounding: Tensor | None = None
 
     def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
         if self.matrix is None:
@@ -402,19 +448,33 @@ class Dual(DirectSystem):
 
     def noise(self, v: Vector) -> Tensor:
         """Of a value in the null space of AAᵀ: its product with AAᵀ is rounding, and may be negative."""
-        if self._rounding is None:
-            assert self.matrix is not None
-            limits = torch.finfo(self.matrix.dtype)
-            largest = self.matrix.abs().amax((-2, -1), keepdim=True).clamp(min=limits.tiny)
-            size = largest * torch.linalg.matrix_norm(self.matrix / largest, keepdim=True)  # its square could overflow
-            self._rounding = limits.eps / self.design.rows * size
-        return self._rounding * dot(v.value, v.value)
+        return eps(v.value) / self.design.rows * self.largest * dot(v.value, v.value)
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.dual
 
+    def lost(self, value: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+        return self.largest.sqrt() * length * eps(value)
+
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.direction_of(self.design.from_rows(value))
+
+    def _keeps_digits(self, value: Tensor) -> bool:
+        """False where most of C stands for nothing, as that of equal rows, and its product with Aᵀ is rounding."""
+        if value.dtype == accumulation_dtype(value):
+            return True
+        assert self.matrix is not None
+        weights = self._weights().to(value)
+        sums, limits = weights @ value, torch.finfo(value.dtype)
+        length = max(_norm((sums,)), self._amplification * _norm((weights @ self.residual,)))
+        rounding = math.sqrt(trace(self.matrix)) * (limits.eps * length + limits.tiny * math.sqrt(sums.numel()))
+        part = self.design.of_outputs(range(PROBES), sums.dtype)
+        return rounding < ACCURATE * _norm(part.direction_of(part.from_rows(sums)))
+
+    def _precise(self, factor: Tensor) -> Parameters:
+        design = self.design.in_precision(factor.dtype)
+        return design.direction_of(design.from_rows(solved(factor, self.residual.to(factor))))
 
     def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
         return self.design.kernel(dtype)
@@ -425,7 +485,9 @@ class Dual(DirectSystem):
     def _solution(self, factor: Tensor, right: Tensor) -> Tensor:
         if self.design.outputs < self.design.rows or factor.dtype == right.dtype:
             return solved(factor, right.to(factor)).to(right)
-        return right @ torch.cholesky_inverse(factor).to(right.dtype)
+        inverse = torch.cholesky_inverse(factor)
+        self._amplification = float(inverse.norm()) / math.sqrt(inverse.shape[-1]) if numbers_at_hand(inverse) else 0.0
+        return right @ inverse.to(right.dtype)
 
 
 class Spectral(GramSystem):
@@ -434,8 +496,10 @@ class Spectral(GramSystem):
     The eigendecomposition (in the accumulation precision) costs about as much as a few products with AAᵀ.
     """
 
+    rough = True
+
     def __init__(self, design: GramDesign, gradient: Tensor, beta: float) -> None:
-        super().__init__(design, beta)
+        super().__init__(design, gradient, beta)
         output = design.to_rows(gradient)
         kernel = design.kernel(output.dtype).to(accumulation_dtype(output))
         # Input that is not finite must give directions that are not, without an exception.
@@ -446,11 +510,19 @@ class Spectral(GramSystem):
         self.matrix: Tensor = vectors.to(output.dtype)  # [g, m, m], the eigenvectors
         self.residual = output @ self.matrix  # [g, o, m]
 
+    @functools.cached_property
+    def largest(self) -> Tensor:  # type: ignore[override]
+        return self._eigenvalues.amax(-1, keepdim=True)
+
     def vector(self, value: Tensor, outputs: slice = ALL) -> Vector:
         return Vector(value, value * self._eigenvalues)
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.dual
+
+    def lost(self, value: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+        return self.largest.sqrt() * length * eps(value)
 
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.direction_of(self.design.from_rows(value @ self.matrix.mT))
@@ -460,7 +532,7 @@ class Bordered(ParameterSystem, GramSystem):
     """m×m, for a right-hand side R outside the range of Aᵀ, as rounding leaves it: (c, s) stands for Aᵀc + s·R."""
 
     def __init__(self, design: GramDesign, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
-        super().__init__(design, beta, start)
+        super().__init__(design, gradient, beta, start)
         rights, images, scales, squares = [], [], [], []
         for outputs, part in self._parts():
             right = part._right_hand_side(self._of(gradient, outputs, part.design))
@@ -514,7 +586,8 @@ class MatrixFree(ParameterSystem):
     separable = False
 
     def __init__(self, design: Design, gradient: Tensor, beta: float, start: Parameters | None = None) -> None:
-        super().__init__(design, beta, start)
+        super().__init__(design, gradient, beta, start)
+        self.rough = isinstance(design, MatrixDesign)
         self.residual = self._right_hand_side(gradient, precise=not large(design)).to(design.dtype)  # [g, o, d]
 
     def image(self, p: Vector) -> Tensor:
@@ -561,7 +634,6 @@ class DeferredBordered(Deferred, Bordered, DirectSystem):
 
     def __init__(self, design: CollectedDesign, gradient: Tensor, beta: float) -> None:
         super().__init__(design, gradient, beta)
-        self.gradient = gradient
 
     def _matrix(self, dtype: torch.dtype, *, precise: bool) -> Tensor:
         return self.matrix

@@ -149,8 +149,8 @@ class GramDesign(Design):
 
     diagonal = False
     """Whether AᵀA is diagonal, and ``gram`` its diagonal alone, ``[g, 1, d]``."""
-    precise_right: ClassVar[bool] = False
-    """Whether a precise right-hand side costs more than one that is not."""
+    precise_right: ClassVar[float] = 0.0
+    """What a precise right-hand side costs more than one that is not, in products with A on a CPU."""
 
     def __init__(
         self,
@@ -335,9 +335,17 @@ class MatrixDesign(GramDesign):
         """``_products``, stacked."""
         return self.stack(self._products(input, output))
 
+    def in_precision(self, dtype: torch.dtype) -> MatrixDesign:
+        """The same design matrix in precision ``dtype``."""
+        return self.of_outputs(range(self.outputs), dtype)
+
     def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
         """A sum of products of a few thousand rows each: those are in the input's precision, more are summed up in the
-        accumulation precision."""
+        accumulation precision. ``precise``, all is in that: what rounding puts outside the range of Aᵀ, a large τ
+        amplifies."""
+        if precise:
+            dtype = accumulation_dtype(output)
+            return self._stacked_products(self.input.to(dtype), self._batched(output).to(dtype))
         elements = max(1, ROWS_IN_WORKING_PRECISION * self.input.shape[0] // self.rows)
         inputs, outputs = (torch.split(tensor, elements) for tensor in (self.input, self._batched(output)))
         total = self._stacked_products(inputs[0], outputs[0])

@@ -92,6 +92,8 @@ class ConvDesign(MatrixDesign):
         shared: What layers with the same input have computed of it.
     """
 
+    precise_right = 6.0
+
     def __init__(
         self,
         input: Tensor,
@@ -218,27 +220,29 @@ class ConvDesign(MatrixDesign):
     # In a solve no weight gradient of cuDNN's, which would use TF32; matrix products do so only if told to.
 
     def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
-        return super().right_hand_side(output) if self.device.type == "cpu" else self._by_patches(output)
+        if self.device.type == "cpu":
+            return super().right_hand_side(output, precise)
+        return self._by_patches(output, accumulation_dtype(output) if precise else self.dtype)
 
     def stacked_adjoint(self, output: Tensor) -> Tensor:
         if self.device.type == "cpu":
             return super().stacked_adjoint(output)
-        return self._by_patches(output).to(self.dtype)
+        return self._by_patches(output, self.dtype).to(self.dtype)
 
     def direction_of(self, output: Tensor) -> Parameters:
         if self.device.type == "cpu":
             return super().direction_of(output)
         return self.unstack(self.stacked_adjoint(output))
 
-    def _by_patches(self, output: Tensor) -> Tensor:
-        """The right-hand side by matrix products, image by image."""
+    def _by_patches(self, output: Tensor, dtype: torch.dtype) -> Tensor:
+        """The right-hand side by matrix products in precision ``dtype``, image by image."""
         largest = self.groups * self.columns * max(self.rows // self.input.shape[0], self.outputs)  # of an image
         images = max(1, PATCH_ELEMENTS // max(1, largest))
         total = torch.zeros((), dtype=accumulation_dtype(output), device=self.device)
         inputs, outputs = (torch.split(tensor, images) for tensor in (self._padded(), self._batched(output)))
         for input, part in zip(inputs, outputs, strict=True):
-            matrices = self._patches(input).reshape(self.groups, input.shape[0], -1, self.columns)
-            part = part.reshape(input.shape[0], self.groups, self.outputs, -1).transpose(0, 1)
+            matrices = self._patches(input.to(dtype)).reshape(self.groups, input.shape[0], -1, self.columns)
+            part = part.to(dtype).reshape(input.shape[0], self.groups, self.outputs, -1).transpose(0, 1)
             total = total + (part @ matrices).sum(1, dtype=total.dtype)  # [g, o, d]
         return total
 

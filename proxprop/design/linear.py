@@ -34,7 +34,7 @@ class LinearDesign(MatrixDesign):
         layout: How the weight comes to ``weight_shape``.
     """
 
-    precise_right = True
+    precise_right = 1.0
     by_matrices = True
 
     def __init__(
@@ -76,13 +76,6 @@ class LinearDesign(MatrixDesign):
         if self.train_bias:
             torch.sum(output, 0, out=stacked[0, :, -1])
         return stacked
-
-    def right_hand_side(self, output: Tensor, precise: bool = True) -> Tensor:
-        if not precise:
-            return super().right_hand_side(output)
-        # Products in float64, too: what rounding puts outside the range of Aᵀ, a large τ amplifies.
-        dtype = accumulation_dtype(output)
-        return self._stacked_products(self.input.to(dtype), self._batched(output).to(dtype))
 
     def squared_norms(self, output: Tensor) -> Tensor:
         return output.square().sum(0).reshape(1, self.outputs, 1)
