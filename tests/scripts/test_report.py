@@ -23,6 +23,7 @@ NOT_OF_A_RUN = {
     *("71.7", "72.9", "69.6", "70.7", "0.091", "0.002"),  # the paper's
     *("1.3", "1.5", "2.1", "2.5", "1.9", "4.6"),  # costs of a step: benchmarks/README.md
     *("0.005", "0.05", "0.1", "0.5"),  # values of τ and τ_θ
+    *("0.95", "0.9", "0.01"),  # momenta and weight decays
 }
 
 
