@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -47,3 +48,5 @@ def _outcome(run: PlannedRun, data: Data) -> Outcome:
         return Outcome(run, False, execute(run.config, data, run.device, run.folder, afresh=run.afresh))
     except ExperimentError as error:
         return Outcome(run, True, str(error))
+    except Exception:  # a fault of one run is not the others'; told as by a process of its own
+        return Outcome(run, True, traceback.format_exc().strip())

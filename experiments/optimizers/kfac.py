@@ -46,7 +46,10 @@ class KFAC(torch.optim.SGD):
         self._maker = KfacGradientMaker(model, self._settings)
 
     def gradients(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss; the preconditioned gradient of it is left in `.grad`."""
+        """The mean loss; the preconditioned gradient of it is left in `.grad`.
+
+        NaN where there is no such gradient: the run has diverged.
+        """
         self._settings.data_size = len(labels)
         self._settings.ema_decay = _NEW if self._maker.state["step"] else 1.0
         outputs = self._maker.setup_model_call(self._model, images)
@@ -54,9 +57,11 @@ class KFAC(torch.optim.SGD):
         try:
             _, loss = self._maker.forward_and_backward()
         except ValueError as error:
-            if "Simplex" not in str(error):
+            if "Simplex" not in str(error):  # outputs are no numbers, so that no labels can be drawn
                 raise
-            return images.new_tensor(torch.nan)  # outputs are no numbers, so that no labels can be drawn
+            return images.new_tensor(torch.nan)
+        except torch.linalg.LinAlgError:  # a factor with its share of the damping is not positive definite
+            return images.new_tensor(torch.nan)
         return loss
 
     def state_dict(self) -> dict[str, Any]:

@@ -87,6 +87,21 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(three, capsys):
     assert [line.split()[1] for line in table[1:4]] == ["finished", "failed", "finished"]
 
 
+def test_a_fault_in_one_run_is_not_the_others(three, capsys, monkeypatch):
+    real = serial.execute
+
+    def execute(config, *arguments, **options):
+        return real(config, *arguments, **options) if config.name != "b" else [][0]
+
+    monkeypatch.setattr(serial, "execute", execute)
+    assert main(three) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: b: Traceback (most recent call last):")
+    assert err.endswith("\nIndexError: list index out of range\n")
+    assert [read_summary(OUT / name) is not None for name in "abc"] == [True, False, True]
+    assert "2 finished, 1 failed" in out
+
+
 def test_all_configs_are_checked_before_anything_runs(three, capsys):
     Path("configs/c.yaml").write_text("name: c\nepochs: -1\n")
     assert main(three) == 2

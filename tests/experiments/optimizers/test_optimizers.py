@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import math
 import sys
 
 import pytest
@@ -68,6 +69,17 @@ def test_a_loss_that_is_no_number_ends_the_run(write_config, model, name):
     records = list(Training(build(config), load(config.data, CPU), config).records())
     assert records[-1].diverged
     assert len(records) <= 4
+
+
+def test_kfac_without_inverse_factors_has_diverged(write_config):
+    settings = {"lr": 0.01, "momentum": 0.9, "damping": 0.01, "update_every": 3}
+    model = {"name": "convnet", "channels": [4, 4, 4], "kernel_size": 3}
+    path = write_config(model=model, optimizer={"name": "kfac", **settings}, epochs=9, batch_size=25)
+    config = load_config(path, ["data.train_samples=200"])
+    torch.manual_seed(0)
+    records = list(Training(build(config), load(config.data, CPU), config).records())
+    assert records[-1].diverged
+    assert math.isfinite(records[-1].train_loss)  # it is the factors that failed, not the outputs
 
 
 class Stopped(Exception):
