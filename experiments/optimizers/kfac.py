@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from proxprop import revert
 from proxprop.layers import ProxPropLayer
 
-with warnings.catch_warnings():  # what the package does when imported is deprecated in PyTorch
+with warnings.catch_warnings():  # what the package does is deprecated in PyTorch, here and in its steps
     warnings.simplefilter("ignore")
     from asdl import KfacGradientMaker, PreconditioningConfig, SymMatrix
 
@@ -55,7 +55,9 @@ class KFAC(torch.optim.SGD):
         outputs = self._maker.setup_model_call(self._model, images)
         self._maker.setup_loss_call(F.cross_entropy, outputs, labels)
         try:
-            _, loss = self._maker.forward_and_backward()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Using a non-full backward hook", FutureWarning)
+                _, loss = self._maker.forward_and_backward()
         except ValueError as error:
             if "Simplex" not in str(error):  # outputs are no numbers, so that no labels can be drawn
                 raise

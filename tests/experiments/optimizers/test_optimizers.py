@@ -5,6 +5,7 @@ import importlib.util
 import io
 import math
 import sys
+import warnings
 
 import pytest
 import torch
@@ -80,6 +81,13 @@ def test_kfac_without_inverse_factors_has_diverged(write_config):
     records = list(Training(build(config), load(config.data, CPU), config).records())
     assert records[-1].diverged
     assert math.isfinite(records[-1].train_loss)  # it is the factors that failed, not the outputs
+
+
+def test_kfac_warns_of_nothing_that_its_package_does(write_config):
+    config = config_of(write_config, "kfac", epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(Training(build(config), load(config.data, CPU), config).records())
 
 
 class Stopped(Exception):
