@@ -85,7 +85,7 @@ def load_runs(*results: Path) -> dict[str, Replicates]:
 
     Raises:
         RecordError: one of `results` is no folder, no run in it has recorded anything, two hold runs of one name, or
-            runs that are named as seeds of one config differ in more.
+            runs that are named as seeds of one config differ in more, or are of one seed.
     """
     by_name: dict[str, list[RecordedRun]] = {}
     folders: dict[str, Path] = {}
@@ -104,7 +104,22 @@ def load_runs(*results: Path) -> dict[str, Replicates]:
             if keys:
                 raise RecordError(f"{runs[0].folder} and {run.folder}: by their names two seeds of one config, "
                                   f"but they also differ in {', '.join(sorted(keys))}")  # fmt: skip
+        refuse_twins(runs)
     return {name: Replicates(name, tuple(runs)) for name, runs in by_name.items()}
+
+
+def refuse_twins(runs: Iterable[RecordedRun]) -> None:
+    """
+    Raises:
+        RecordError: two of these runs of one config are of one seed, and would count twice.
+    """
+    found: dict[tuple[int, int], Path] = {}
+    for run in runs:
+        seed, order_seed = run.config.seed, run.config.order_seed
+        seeds = seed, seed if order_seed is None else order_seed
+        if other := found.get(seeds):
+            raise RecordError(f"{other} and {run.folder} are of one config and one seed: leave one of them out")
+        found[seeds] = run.folder
 
 
 def with_seconds_of(groups: dict[str, Replicates], quiet: Sequence[RecordedRun]) -> dict[str, Replicates]:

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.command.errors import RecordError
 from experiments.config import EXECUTION_KEYS, flat
 from experiments.folder.read import RecordedRun
-from scripts.plots.runs import SEED_KEYS, Stat
+from scripts.plots.runs import SEED_KEYS, Stat, refuse_twins
 
 NUMBERS = {
     "train_loss": "Full-batch training loss (cross-entropy)",
@@ -79,7 +79,8 @@ def answer(question: Question, runs: Sequence[RecordedRun], *, unfinished: bool 
         unfinished: take those that are not over, too, as they are.
 
     Raises:
-        RecordError: an unknown key or number, no run that fits, or runs of one point that differ in more than seeds.
+        RecordError: an unknown key or number, no run that fits, or runs of one point that differ in more than seeds, or
+            are of one seed.
     """
     if question.y not in NUMBERS:
         raise RecordError(f"--y: must be one of {', '.join(NUMBERS)}, got {question.y!r}")
@@ -116,8 +117,7 @@ def _cell(question: Question, x: Any, hue: Any, runs: Sequence[RecordedRun]) -> 
     if extra := [key for key in differing if key not in _NO_MATTER]:
         at = f"{question.x}={label(x)}" + (f", {question.hue}={label(hue)}" if question.hue else "")
         raise RecordError(f"runs with {at} also differ in {', '.join(extra)}; choose with --hue or --where")
-    if len({(run.config.seed, run.config.order_seed) for run in runs}) < len(runs):
-        raise RecordError(f"{runs[0].folder} and another run are of one config and one seed: leave one of them out")
+    refuse_twins(runs)
     steady = [run for run in runs if run.status != "diverged"]
     return Cell(x, hue, tuple(runs), Stat.of(_number(run, question.y) for run in steady))
 

@@ -118,6 +118,14 @@ def test_seeds_that_differ_in_more_are_refused(tmp_path: Path) -> None:
         load_runs(tmp_path)
 
 
+@pytest.mark.parametrize("settings", [{}, {"order_seed": 0}])
+def test_a_seed_is_counted_once(tmp_path: Path, settings: dict[str, int]) -> None:
+    write_seeds(tmp_path, [0.04], epochs=3)
+    write_run(tmp_path / "mlp_sgd_cg3,seed=0", epochs=3, settings=settings)
+    with pytest.raises(RecordError, match=r"mlp_sgd_cg3 and \S+,seed=0 are of one config and one seed: leave one of"):
+        load_runs(tmp_path)
+
+
 def test_time_of_seeds_is_their_mean(tmp_path: Path) -> None:
     for seed, seconds in enumerate((2.0, 4.0)):
         write_run(tmp_path / f"a,seed={seed}", seed=seed, epoch_seconds=seconds, epochs=2)
