@@ -85,12 +85,17 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 def refuse_finished(folder: Path, config: Config) -> None:
     """
     Raises:
-        RecordError: the folder holds a run that is over, and not one that `config` makes longer.
+        RecordError: the folder holds a run that is over, and not one that `config` makes longer; or what is left of
+            one.
     """
     summary = read_summary(folder)
     if summary is None:
         return
-    if not ((folder / CONFIG).is_file() and lengthens(config, read_config(folder))):
+    try:
+        earlier, _ = read_config(folder), read_metrics(folder)
+    except RecordError as error:
+        raise RecordError(f"{error}; delete {folder} to have this {summary['status']} run made again") from error
+    if not lengthens(config, earlier):
         raise RecordError(f"{folder}: already holds a {summary['status']} run; "
                           "give --overwrite or another --output")  # fmt: skip
     # One that diverged is short, and begins again.
@@ -184,7 +189,7 @@ def read_run(folder: Path) -> RecordedRun:
 
 
 def find_runs(root: Path) -> list[Path]:
-    """The folders of all runs in `root`, itself or below, sorted.
+    """The folders of all runs in `root`, itself or below, sorted; damaged ones, too.
 
     Raises:
         RecordError: there is no such folder, or no run in it.
@@ -194,10 +199,12 @@ def find_runs(root: Path) -> list[Path]:
             raise RecordError(f"{root} is no folder")
     except OSError as error:  # a name that is too long, say
         raise RecordError(f"{root}: {error.strerror}") from error
-    folders = sorted(path.parent for path in root.rglob(CONFIG) if (path.parent / METRICS).exists())
+    # A config, or a table called metrics.csv, may be anybody's; the two together, or one of the others, are a run's.
+    folders = {path.parent for path in root.rglob(CONFIG) if (path.parent / METRICS).exists()}
+    folders |= {path.parent for name in (SUMMARY, CHECKPOINT) for path in root.rglob(name)}
     if not folders:
         raise RecordError(f"{root} holds no run (no folder in it has a config.yaml and a metrics.csv)")
-    return folders
+    return sorted(folders)
 
 
 def read_diagnostics(folder: Path) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from experiments.command.errors import ConfigError, RecordError
 from experiments.config import Config, differing_keys, lengthens
 from experiments.config.sweep_file import ConfigFile, load_config_file
 from experiments.folder.events import check_tensorboard
-from experiments.folder.read import read_config, read_summary, refuse_finished
+from experiments.folder.read import read_config, read_metrics, read_summary, refuse_finished
 from experiments.folder.write import CONFIG
 from experiments.optimizers import check_optimizer
 from experiments.training.compilation import check_compile
@@ -32,7 +32,7 @@ class PlannedRun:
     afresh: bool = False
 
     def is_done(self) -> bool:
-        """Whether the folder holds a finished run of just this config.
+        """Whether the folder holds a finished run of just this config; not what is left of one (`refuse_finished`).
 
         Raises:
             RecordError: it holds one of another config, finished or not, which this one does not make longer, or one
@@ -53,6 +53,10 @@ class PlannedRun:
         if self.device and self.config.device != "auto" and summary["device"] != self.device.type:
             raise RecordError(f"{self.folder}: holds a run made on {summary['device']}, not on {self.device.type}; "
                               "give --overwrite or another --output")  # fmt: skip
+        try:
+            read_metrics(self.folder)
+        except RecordError:
+            return False
         return True
 
 

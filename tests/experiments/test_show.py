@@ -148,6 +148,7 @@ def test_all_runs_below_a_folder_and_nothing_else(write_config, capsys):
         make_up(write_config, name, [1], epochs=2)
     (RUNS / "started" / "only").mkdir(parents=True)
     (RUNS / "started" / "config.yaml").write_text("name: started\n")  # its metrics are still to come
+    (RUNS / "metrics.csv").write_text("a,b\n1,2\n")  # a table of a user's own
     assert find_runs(Path("results")) == [RUNS / "a", RUNS / "b"]
     assert list(table(capsys)[0]) == ["configs/a", "configs/b"]
     assert list(table(capsys, RUNS)[0]) == ["a", "b"]

@@ -1,9 +1,11 @@
 """Many runs: checked first, finished ones skipped, a failure does not stop the others."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from experiments import show
 from experiments.folder.read import read_metrics, read_summary
 from experiments.launch import serial
 from experiments.sweep import main
@@ -100,6 +102,32 @@ def test_a_fault_in_one_run_is_not_the_others(three, capsys, monkeypatch):
     assert err.endswith("\nIndexError: list index out of range\n")
     assert [read_summary(OUT / name) is not None for name in "abc"] == [True, False, True]
     assert "2 finished, 1 failed" in out
+
+
+@pytest.mark.parametrize(
+    ("lost", "problem"),
+    [
+        ("metrics.csv", "out/configs/b/metrics.csv: cannot be read as metrics: No such file or directory"),
+        ("config.yaml", "out/configs/b: cannot read the run's config: out/configs/b/config.yaml: cannot read this "
+                        "config: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_a_finished_run_of_which_a_file_is_lost_is_told_and_can_be_made_again(three, capsys, lost, problem):
+    assert main(three) == 0
+    before = modified("a")
+    (OUT / "b" / lost).unlink()
+    capsys.readouterr()
+    assert main(three) == 1
+    out, err = capsys.readouterr()
+    assert err == f"error: b: {problem}; delete out/configs/b to have this finished run made again\n"
+    assert "2 finished, 1 failed" in out
+    assert show.main(["out"]) == 0
+    out, err = capsys.readouterr()
+    assert "configs/b unreadable" in out
+    assert err == f"note: {problem}\n"
+    shutil.rmtree(OUT / "b")
+    assert main(three) == 0
+    assert modified("a") == before
 
 
 def test_all_configs_are_checked_before_anything_runs(three, capsys):

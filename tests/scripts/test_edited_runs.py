@@ -62,6 +62,8 @@ def a_folder(name: str) -> Edit:
 
 
 REFUSED: dict[str, tuple[Edit, str]] = {
+    "no metrics": (lambda folder: (folder / "metrics.csv").unlink(), "cannot be read as metrics: No such file"),
+    "no config": (lambda folder: (folder / "config.yaml").unlink(), "cannot read this config: No such file"),
     "an epoch twice": (rows(lambda lines: [*lines, lines[-1]]), "metrics.csv: must have a row for each epoch "
                        "from 0 on, but has 4 in place of 5"),
     "an epoch left out": (rows(lambda lines: lines[:2] + lines[3:]), "but has 2 in place of 1"),
