@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,8 +255,8 @@ def _val_loss_text(run: RecordedRun) -> str:
     return f"{value:#.3g}" if math.isfinite(value) else "diverged"
 
 
-def draw_rivals(networks: dict[str, list[Method]], costs: Costs) -> Page:
-    """One page: for each network the loss over epochs and over time, a curve for each method."""
+def draw_rivals(networks: dict[str, list[Method]], costs: Costs, note: str = "") -> Page:
+    """One page: for each network the loss over epochs and over time, a curve for each method; ``note`` below them."""
     page = new_page("ProxProp beside other optimizers")
     figures = {name: _figure(name, methods) for name, methods in networks.items()}
     drawn = {
@@ -266,7 +267,9 @@ def draw_rivals(networks: dict[str, list[Method]], costs: Costs) -> Page:
         for name, methods in networks.items()
     }
     everything = [item for items in drawn.values() for item in items]
-    notes = [joined(band_note(len(item.group.runs) for item in everything), *_notes(networks))]
+    # Two lines at the most; the command prints the whole note.
+    notes = [textwrap.shorten(note, 320, placeholder=" …")]
+    notes += [joined(band_note(len(item.group.runs) for item in everything), *_notes(networks))]
     notes += [f"{NETWORKS[name]}: {note}" for name, items in drawn.items() if (note := time_note(figures[name], items))]
     if costs.rows:
         without = distinct(item.label for item in everything if not math.isfinite(item.group.seconds))

@@ -122,6 +122,12 @@ def refuse_twins(runs: Iterable[RecordedRun]) -> None:
         found[seeds] = run.folder
 
 
+def left_out_note(runs: Iterable[RecordedRun]) -> str:
+    """Which of ``runs`` are not over, where those are left out; nothing where all are."""
+    names = [f"{run.folder.name} ({run.status}, epoch {run.epochs})" for run in runs if run.summary is None]
+    return f"not over, and left out: {', '.join(names)}" if names else ""
+
+
 def with_seconds_of(groups: dict[str, Replicates], quiet: Sequence[RecordedRun]) -> dict[str, Replicates]:
     """`groups` with the seconds an epoch of the `quiet` runs in place of their own.
 

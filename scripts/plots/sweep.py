@@ -10,7 +10,7 @@ from typing import Any
 from experiments.command.errors import RecordError
 from experiments.config import EXECUTION_KEYS, flat
 from experiments.folder.read import RecordedRun
-from scripts.plots.runs import SEED_KEYS, Stat, refuse_twins
+from scripts.plots.runs import SEED_KEYS, Stat, left_out_note, refuse_twins
 
 NUMBERS = {
     "train_loss": "Full-batch training loss (cross-entropy)",
@@ -101,10 +101,7 @@ def answer(question: Question, runs: Sequence[RecordedRun], *, unfinished: bool 
     cells = [_cell(question, x, hue, members) for (x, hue), members in groups.items()]
     order = list(dict.fromkeys(cell.hue for cell in sorted(cells, key=lambda cell: sort_key(cell.hue))))
     cells.sort(key=lambda cell: (order.index(cell.hue), sort_key(cell.x)))
-    left_out = [
-        f"{run.folder.name} ({run.status}, epoch {run.epochs})" for run in chosen if not (unfinished or run.summary)
-    ]
-    return Answer(question, tuple(cells), f"not over, and left out: {', '.join(left_out)}" if left_out else "")
+    return Answer(question, tuple(cells), "" if unfinished else left_out_note(chosen))
 
 
 def flat_keys(runs: Sequence[RecordedRun]) -> set[str]:

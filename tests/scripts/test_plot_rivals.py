@@ -219,6 +219,23 @@ def test_what_is_no_comparison_is_told(results: Path, tmp_path: Path, capsys: py
     assert capsys.readouterr().err == "error: none of the runs is over yet; see python -m experiments.show\n"
 
 
+def test_runs_that_are_not_over_are_told_on_the_page_and_in_print(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_method(results / "mlp", "muon", finished=False, epochs=3)
+    begun = write_method(results / "mlp", "sgd", seed=3, finished=False)
+    (begun / "metrics.csv").write_text((begun / "metrics.csv").read_text().splitlines()[0] + "\n")
+    output = tmp_path / "page.svg"
+    assert main([str(results / "mlp"), "--output", str(output)]) == 0
+    muon, sgd = (f"name={name},optimization_mode=gradient,lr=0.1" for name in ("muon", "sgd"))
+    note = f"not over, and left out: {muon} (interrupted, epoch 3), {sgd},seed=3 (interrupted, epoch 0)"
+    assert capsys.readouterr().out == f"note: {note}\n"
+    style.apply()
+    page = draw_rivals(methods_in(results), Costs(), note)
+    assert note in " ".join(text.get_text() for text in page.texts)
+    assert_all_is_on_the_paper(page)
+
+
 @pytest.mark.parametrize("mode", ["prox_cg2", "prox_cg20", "published_cg3"])
 def test_a_mode_without_a_line_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str) -> None:
     folder = write_method(tmp_path / "runs", "sgd", mode)
