@@ -8,14 +8,15 @@ The first 500 CIFAR-10 training images, networks at initialisation (seed 0), flo
 from __future__ import annotations
 
 import copy
-import json
+import itertools
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import BATCH, NETWORKS
-from benchmarks.output import add_json
+from benchmarks.output import add_json, write_json
 from experiments.command.cli import Parser, run_command
 from experiments.config import DataConfig
 from experiments.data.datasets import load
@@ -101,21 +102,20 @@ def measure() -> int:
     arguments = parser.parse_args()
     data = load(DataConfig(name="cifar10", root=arguments.root, train_samples=BATCH), CPU)
     layers = {m: hidden_layers(m, data.train.images, data.train.labels) for m in CASES}
-    cg = {n: lost_digits(*layers["mlp"][0], 0.05, n) for n in (3, 5, 10)}
-    rows = [
-        {"network": model, "mode": mode, "tau": tau, "error": accuracy(layers[model], tau, mode)}
-        for model, taus in CASES.items()
-        for mode in MODES
-        for tau in taus
-    ]
-    for iterations, errors in cg.items():
-        print(f"N = {iterations}:", ", ".join(f"{name} {value:.1e}" for name, value in errors.items()))
-    for row in rows:
-        print("{network:8} {mode:10} tau {tau:<5g} {error:.1e}".format(**row))
-    if arguments.json:
-        facts = {"device": device_name(CPU), "torch": torch.__version__, "official": data.identity["official"]}
-        facts |= {"batch": BATCH, "seed": 0, "first MLP layer": cg, "layers": rows}
-        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+    cg: dict[int, dict[str, float]] = {}
+    rows: list[dict[str, Any]] = []
+    facts = {"device": device_name(CPU), "torch": torch.__version__, "official": data.identity["official"]}
+    facts |= {"batch": BATCH, "seed": 0, "first MLP layer": cg, "layers": rows}
+    for n in (3, 5, 10):
+        cg[n] = lost_digits(*layers["mlp"][0], 0.05, n)
+        print(f"N = {n}:", ", ".join(f"{name} {value:.1e}" for name, value in cg[n].items()), flush=True)
+        write_json(arguments.json, facts)
+    for model, taus in CASES.items():
+        for mode, tau in itertools.product(MODES, taus):
+            row = {"network": model, "mode": mode, "tau": tau, "error": accuracy(layers[model], tau, mode)}
+            rows.append(row)
+            print("{network:8} {mode:10} tau {tau:<5g} {error:.1e}".format(**row), flush=True)
+            write_json(arguments.json, facts)
     return 0
 
 

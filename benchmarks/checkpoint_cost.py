@@ -6,7 +6,6 @@ python -m benchmarks.checkpoint_cost [--device D] [--folder DIR] [--json FILE]
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.output import add_json
+from benchmarks.output import add_json, write_json
 from experiments.command.cli import Parser, run_command
 from experiments.config import load_config
 from experiments.data.datasets import Data, Split
@@ -71,6 +70,7 @@ def main() -> int:
     add_json(parser)
     options = parser.parse_args()
     device = resolve_device(options.device)
+    header = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     rows = []
     print(f"{'run':24} {'MB':>7} {'epoch s':>8} {'save s':>7} {'load s':>7}  save / epoch")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -82,9 +82,7 @@ def main() -> int:
                 f"  {row['save_ratio']:12.2%}",
                 flush=True,
             )
-    if options.json:
-        facts = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+            write_json(options.json, {**header, "rows": rows})
     return 0
 
 

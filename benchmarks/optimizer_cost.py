@@ -8,7 +8,6 @@ A step is all of it: forward, backward and the optimizer's own. The images are r
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.memory import peak_allocation
 from benchmarks.networks import images
-from benchmarks.output import add_json
+from benchmarks.output import add_json, write_json
 from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.config import Config
 from experiments.config.schema import STEP_KEYS, what_a_step_costs
@@ -114,8 +113,7 @@ def benchmark() -> int:
         for config in configs:
             rows.append(measure(config, device))
             print(_line(rows[-1]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({**header, "rows": rows}, indent=1) + "\n")
+            write_json(arguments.json, {**header, "rows": rows})
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.memory import peak_allocation
 from benchmarks.networks import NETWORKS, Call, calls, floor
-from benchmarks.output import add_json
+from benchmarks.output import add_json, write_json
 from experiments.command.cli import Parser, run_command
 from experiments.config import Compile
 from experiments.training.compilation import check_compile, compile_errors, loss_function
@@ -173,15 +172,13 @@ def benchmark() -> int:
     threads = torch.get_num_threads()
     how = arguments.compile
     print(f"{device_name(device)}, {threads} threads, PyTorch {torch.__version__}, compile {how}")
+    header = {"device": device_name(device), "threads": threads, "torch": torch.__version__, "compile": how}
     rows = []
     with full_precision():
         for row in _layers(arguments, device) if arguments.layers else _networks(arguments, device):
             rows.append(row)
             print("  ".join(_cell(name, value) for name, value in row.items()), flush=True)
-    if arguments.json:
-        header = {"device": device_name(device), "threads": threads, "torch": torch.__version__}
-        header |= {"compile": how, "rows": rows}
-        arguments.json.write_text(json.dumps(header, indent=1) + "\n")
+            write_json(arguments.json, {**header, "rows": rows})
     return 0
 
 

@@ -51,7 +51,7 @@ class Interrupted(BaseException):
     Like `KeyboardInterrupt` no `Exception`, so that nothing takes it for a failure of its own.
     """
 
-    def __init__(self, number: int, text: str = "what was recorded so far is kept") -> None:
+    def __init__(self, number: int, text: str = "the files written so far are kept") -> None:
         super().__init__(text)
         self.signal = signal.Signals(number)
 

@@ -1,5 +1,7 @@
 """What the benchmark of optimizers says of a step's memory and seconds."""
 
+import json
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,3 +106,22 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
     data.train.images[0] = float("nan")
     with pytest.raises(ExperimentError, match=r"^tiny: the loss of step 1 is not finite$"):
         seconds_per_step(config(), data, CPU)
+
+
+def test_rows_are_kept_whatever_becomes_of_a_later_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(__file__).parents[2] / "configs/rivals/base_mlp.yaml"
+    (tmp_path / "a.yaml").write_text(f"extends: {base}\ngrid: {{batch_size: [5, 6, 7]}}\n")
+
+    def row(config: Config, device: torch.device) -> dict[str, object]:
+        if config.batch_size == 7:
+            signal.raise_signal(signal.SIGINT)
+        return {"model": {"name": "mlp"}, "step_seconds": 1.0, "peak_bytes": 1.0, "name": config.name}
+
+    file = tmp_path / "costs.json"
+    monkeypatch.setattr(optimizer_cost, "measure", row)
+    monkeypatch.setattr(sys, "argv", ["optimizer_cost", str(tmp_path / "a.yaml"), "--json", str(file)])
+    assert optimizer_cost.main() == 130
+    assert capsys.readouterr().err == "interrupted: the files written so far are kept\n"
+    assert [row["name"] for row in json.loads(file.read_text())["rows"]] == ["batch_size=5", "batch_size=6"]

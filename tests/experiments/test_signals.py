@@ -212,7 +212,7 @@ def test_a_second_signal_does_not_wait(expected, run_until, monkeypatch, capsys,
     """What there is then is the last epoch's checkpoint."""
     monkeypatch.setattr("experiments.command.interrupts._ONE_SIGNAL_SECONDS", 0)
     assert run_until(BATCHES + 2, ["configs/tiny.yaml"], [signal.SIGTERM, second]) == 128 + second
-    assert capsys.readouterr().err == "interrupted: what was recorded so far is kept\n"
+    assert capsys.readouterr().err == "interrupted: the files written so far are kept\n"
     assert load_checkpoint(TINY)["training"]["batch"] == 0
     assert holder(TINY) is None
     assert main(["configs/tiny.yaml"]) == 0
@@ -229,7 +229,7 @@ def test_a_signal_passed_on_twice_is_one(expected, run_until, capsys):
 def test_a_signal_before_training_is_one_line(write_config, monkeypatch, capsys):
     monkeypatch.setattr("experiments.run.load", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main([str(write_config())]) == 130
-    assert capsys.readouterr() == ("", "interrupted: what was recorded so far is kept\n")
+    assert capsys.readouterr() == ("", "interrupted: the files written so far are kept\n")
     assert not Path("results").exists()
 
 
