@@ -26,7 +26,8 @@ _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("optimizer",): OptimizerConfig,
     ("proxprop",): ProxPropConfig,
 }
-_PATTERNS = {
+#: What texts are allowed, where a pattern says which.
+PATTERNS = {
     "name": "must be letters, digits and any of '._,=-' (it names a folder), beginning with a letter or digit",
     "device": "must be auto, cpu, cuda or cuda:N",
 }
@@ -54,8 +55,8 @@ def _describe(error: Any) -> str:
             return f"{key}.name: must be {_MODEL_NAMES}, got {error['ctx']['tag']!r}"
         case "model_type" | "model_attributes_type":
             return f"{key}: must be a mapping of keys to values, got {got}"
-        case "string_pattern_mismatch" | "string_type" if key in _PATTERNS:
-            return f"{key}: {_PATTERNS[key]}, got {got}"
+        case "string_pattern_mismatch" | "string_type" if key in PATTERNS:
+            return f"{key}: {PATTERNS[key]}, got {got}"
         case "too_short":
             return f"{key}: must have at least {error['ctx']['min_length']} entry, got {got}"
         case "tuple_type":

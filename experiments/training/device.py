@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 
 from experiments.command.errors import DeviceError
+from experiments.config import DEVICE
+from experiments.config.wording import PATTERNS
 
 
 def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -23,8 +26,11 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
             of its number.
 
     Raises:
-        DeviceError: CUDA was asked for by name and is not there, or there are more processes than GPUs.
+        DeviceError: it is none of these, CUDA was asked for by name and is not there, or there are more processes than
+            GPUs.
     """
+    if not re.fullmatch(f"auto|{DEVICE}", name):  # of a command line; a config's has been looked at
+        raise DeviceError(f"device: {PATTERNS['device']}, got {name!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if count else "cpu"

@@ -59,3 +59,12 @@ def test_a_file_without_a_folder_is_refused_before_anything_is_measured(
     assert run(monkeypatch, name, *configs, "--json", str(tmp_path / "none" / "x.json")) == 2
     error = capsys.readouterr().err
     assert error == f"error: argument --json: there is no folder {tmp_path / 'none'} (see --help)\n"
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "accuracy"])
+def test_a_device_that_is_none_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    configs = ["configs/paper/mlp_sgd_cg3.yaml"] if name == "optimizer_cost" else []
+    assert run(monkeypatch, name, *configs, "--device", "foo") == 2
+    assert capsys.readouterr().err == "error: device: must be auto, cpu, cuda or cuda:N, got 'foo'\n"
