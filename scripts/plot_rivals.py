@@ -18,19 +18,20 @@ from experiments.command.cli import Parser, run_command, user_path
 from experiments.folder.read import find_runs, read_run
 from scripts.plots import style
 from scripts.plots.output import add_output, check_format, figure_bytes, write
-from scripts.plots.rivals import Costs, by_network, draw_rivals
+from scripts.plots.rivals import Costs, by_network, draw_rivals, without_costs
 from scripts.plots.runs import left_out_note, load_runs
 
 
 def plot(options: argparse.Namespace) -> int:
     check_format(options.output)
     groups = [group for root in options.runs for group in load_runs(root).values()]
-    note = left_out_note(read_run(folder) for root in options.runs for folder in find_runs(root))
+    left_out = left_out_note(read_run(folder) for root in options.runs for folder in find_runs(root))
     costs = Costs.read(options.costs) if options.costs else Costs()
     networks = by_network(groups, costs)
+    without = without_costs(networks, options.costs) if options.costs else ""
     style.apply()
-    write(options.output, figure_bytes(draw_rivals(networks, costs, note), options.output.suffix))
-    if note:
+    write(options.output, figure_bytes(draw_rivals(networks, costs, left_out), options.output.suffix))
+    for note in filter(None, (left_out, without)):
         print(f"note: {note}")
     return 0
 

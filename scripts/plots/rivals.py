@@ -159,6 +159,21 @@ def by_network(groups: Iterable[Replicates], costs: Costs) -> dict[str, list[Met
     }
 
 
+def without_costs(networks: Mapping[str, Sequence[Method]], path: Path) -> str:
+    """Which methods the costs in ``path`` are not for; nothing where they are for all.
+
+    Raises:
+        RecordError: they are for none.
+    """
+    methods = [method for members in networks.values() for method in members]
+    without = [method for method in methods if method.cost is None]
+    if len(without) == len(methods):
+        raise RecordError(f"{path}: has no row for the settings of any of these runs (model, optimizer but for its lr, "
+                          "proxprop and batch_size)")  # fmt: skip
+    names = distinct(f"{method.label} ({NETWORKS[method.config.model.name]})" for method in without)
+    return f"no costs for {names} in {path}" if without else ""
+
+
 def _place(config: Config) -> tuple[bool, int, str]:
     mode = config.proxprop.optimization_mode
     return mode != "gradient", list(OPTIMIZERS).index(config.optimizer.name), mode

@@ -274,6 +274,22 @@ def test_a_file_without_costs_is_told(
     assert error.count("\n") == 1
 
 
+def test_costs_of_other_settings_are_told(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    costs = write_costs(tmp_path / "costs.json", [write_method(tmp_path / "other", "muon")])
+    output = ["--output", str(tmp_path / "page.pdf")]
+    assert main([str(results / "mlp"), "--costs", str(costs), *output]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {costs}: has no row for the settings of any of these runs (model, optimizer but for its lr, proxprop "
+        "and batch_size)\n"
+    )
+    assert not (tmp_path / "page.pdf").exists()
+    write_costs(costs, sorted((results / "mlp").glob("*prox_cg3*")))
+    assert main([str(results / "mlp"), "--costs", str(costs), *output]) == 0
+    assert capsys.readouterr().out == f"note: no costs for SGD (MLP), Adam (MLP) in {costs}\n"
+    assert main([str(results / "mlp"), "--costs", str(results / "costs.json"), *output]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_costs_that_are_not_there_are_told(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"costs.json: cannot be read as costs of optimizers: No such file"):
         Costs.read(tmp_path / "costs.json")
