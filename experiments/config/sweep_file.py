@@ -60,6 +60,9 @@ def load_config_file(path: Path, overrides: Sequence[str] = (), seeds: int | Non
         ConfigError: with one line that names the key and what is allowed.
     """
     mapping = read_with_bases(path)
+    for key in ("grid", "seeds"):
+        if key in mapping and mapping[key] is None:  # as where all entries are commented out
+            raise ConfigError(f"{key}: is empty; give it an entry, or leave the key out")
     grid, listed = mapping.pop("grid", None), mapping.pop("seeds", None)
     chosen = _seeds(listed if seeds is None else seeds)
     points = [{}] if grid is None else list(_points(grid, _MOST_RUNS // max(1, len(chosen))))
@@ -79,7 +82,7 @@ def load_config_file(path: Path, overrides: Sequence[str] = (), seeds: int | Non
     configs = tuple(
         parse_mapping(_at(mapping, point, seed, labels)) for point in points for seed in chosen or [None]
     )  # fmt: skip
-    _check_names(configs)
+    _check_different(configs)
     return ConfigFile(path, True, configs)
 
 
@@ -167,10 +170,13 @@ def _seeds(value: Any) -> list[int]:
         return []
     try:
         seeds = _SEEDS.validate_python(value, strict=True) if isinstance(value, list) else None
-        return list(range(_COUNT.validate_python(value))) if seeds is None else seeds
+        seeds = list(range(_COUNT.validate_python(value))) if seeds is None else seeds
     except ValidationError:
         raise ConfigError(f"seeds: must be how many (at most {_MOST_RUNS}), or a list of seeds (integers from 0 on), "
                           f"got {short(value)}") from None  # fmt: skip
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds: must be different from each other, got {short(value)}")
+    return seeds
 
 
 def _check_overrides(overrides: Sequence[str], varied: set[str]) -> None:
@@ -215,7 +221,13 @@ def _text(value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", text.replace("e+", "e"))
 
 
-def _check_names(configs: Sequence[Config]) -> None:
+def _check_different(configs: Sequence[Config]) -> None:
     for name, count in Counter(config.name for config in configs).items():
         if count > 1:
             raise ConfigError(f"grid: two runs would both be named {name}; give each value once")
+    names: dict[Config, str] = {}
+    for config in configs:
+        nameless = config.model_copy(update={"name": ""})
+        if nameless in names:
+            raise ConfigError(f"grid: {names[nameless]} and {config.name} are one config; give each value once")
+        names[nameless] = config.name

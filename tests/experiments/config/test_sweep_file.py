@@ -186,7 +186,11 @@ def test_a_seed_cannot_be_set_where_seeds_are_asked_for():
     [
         ({"grid": {LR: [1, 1]}}, r"grid: two runs would both be named lr=1; give each value once"),
         ({"grid": [{LR: [1]}, {LR: [1]}]}, r"grid: two runs would both be named lr=1; give each value once"),
-        ({"seeds": [1, 1]}, r".*two runs would both be named seed=1; give each value once"),
+        ({"grid": {LR: [1, 1.0]}}, r"grid: lr=1 and lr=1\.0 are one config; give each value once"),
+        ({"grid": [{LR: [1]}, {TAU: [2]}, {TAU: [2], LR: [0.1]}]}, r"grid: tau_prox=2 and tau_prox=2,lr=0\.1 are .*"),
+        ({"seeds": [1, 2, 1]}, r"seeds: must be different from each other, got \[1, 2, 1\]"),
+        ({"seeds": None}, r"seeds: is empty; give it an entry, or leave the key out"),
+        ({"grid": None, "seeds": 2}, r"grid: is empty; give it an entry, or leave the key out"),
         ({"grid": {"data.root": ["a b", "a-b"]}}, r"grid: two runs would both be named root=a-b; .*"),
         ({"grid": []}, r"grid: must hold at least one key"),
         ({"grid": {}}, r"grid: must be a mapping of keys to lists of values, or a list of such, got {}"),
@@ -255,10 +259,6 @@ def test_a_bad_number_of_seeds_is_one_line(capsys, seeds):
 def test_more_runs_than_anyone_could_want_are_refused_at_once(keys, line):
     with pytest.raises(ConfigError, match=f"^{line}$"):
         load_config_file(write_sweep(**keys))
-
-
-def test_null_stands_for_nothing_given():
-    assert not load_config_file(write_sweep(grid=None, seeds=None)).is_sweep
 
 
 def test_one_run_alone_does_not_take_a_sweep_file(capsys):
