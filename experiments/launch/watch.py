@@ -9,6 +9,7 @@ from typing import Protocol
 
 from experiments.command import interrupts
 from experiments.command.errors import Interrupted
+from experiments.folder.checkpoint import CHECKPOINT
 from experiments.launch.board import Board
 from experiments.launch.outcome import Outcome, skipped
 from experiments.launch.plan import PlannedRun
@@ -39,14 +40,10 @@ def watch(
     Raises:
         Interrupted: by SIGINT or SIGTERM, once all jobs have ended.
     """
-    waiting, jobs = deque(runs), list[Job]()
+    waiting, jobs, number = deque(runs), list[Job](), None
     with interrupts.deferred() as signalled, Board(runs, started) as board:
         try:
-            while waiting or jobs:
-                if (number := signalled()) is not None:
-                    ended = len(runs) - len(waiting) - len(jobs)
-                    raise Interrupted(number, f"{ended} of {len(runs)} runs have ended, {len(jobs)} were stopped with "
-                                              "their state saved; the same command goes on from there")  # fmt: skip
+            while (waiting or jobs) and (number := signalled()) is None:
                 while waiting and len(jobs) < at_once:
                     run = waiting.popleft()
                     # Another process may have done it in the meantime.
@@ -68,3 +65,17 @@ def watch(
                 job.stop()
             while any(job.outcome() is None for job in jobs):
                 time.sleep(_POLL_SECONDS)
+        if number is not None:
+            stopped = [job.run for job in jobs if (outcome := job.outcome()) is None or outcome.failed]
+            raise Interrupted(number, _how_far(len(runs), len(runs) - len(waiting) - len(stopped), stopped))
+
+
+def _how_far(runs: int, ended: int, stopped: Sequence[PlannedRun]) -> str:
+    """'1 of 4 runs has ended, 2 were stopped with their state saved, …'; some are stopped before they have a state."""
+    saved = sum((run.folder / CHECKPOINT).exists() for run in stopped)
+    text = f"{ended} of {runs} runs {'has' if ended == 1 else 'have'} ended"
+    if saved:
+        text += f", {saved} {'was stopped with its' if saved == 1 else 'were stopped with their'} state saved"
+    if begun := len(stopped) - saved:
+        text += f", {begun} {'was' if begun == 1 else 'were'} stopped before there was a state to save"
+    return f"{text}; the same command goes on from there"

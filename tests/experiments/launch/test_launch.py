@@ -14,11 +14,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from experiments.command import interrupts
+from experiments.command.errors import Interrupted
+from experiments.folder.checkpoint import CHECKPOINT
 from experiments.folder.lock import holder
 from experiments.folder.read import read_summary
 from experiments.launch import cluster, processes
 from experiments.launch.board import Board
+from experiments.launch.outcome import Outcome
 from experiments.launch.plan import plan
+from experiments.launch.watch import watch
 from experiments.run import main as run_one
 from experiments.sweep import main
 
@@ -95,6 +100,42 @@ def test_side_by_side_is_as_one_after_the_other_whatever_happens_to_some(
 
 def numbers_or_none(folder):
     return numbers(folder) if (folder / "metrics.csv").exists() else []
+
+
+@pytest.mark.parametrize(
+    ("with_state", "line"),
+    [
+        ("", "0 of 4 runs have ended, 3 were stopped before there was a state to save"),
+        ("a", "0 of 4 runs have ended, 1 was stopped with its state saved, 2 were stopped before there was a state to "
+              "save"),
+        ("abc", "0 of 4 runs have ended, 3 were stopped with their state saved"),
+        ("abd", "1 of 4 runs has ended, 2 were stopped with their state saved"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_runs_that_were_stopped_is_true_of_each(write_config, with_state, line):
+    """`d` is a run that ends well while the others are stopped."""
+
+    class Job:
+        def __init__(self, run):
+            self.run, self._is_stopped = run, False
+            if run.config.name == names[2]:
+                signal.raise_signal(signal.SIGINT)
+
+        def outcome(self):
+            return Outcome(self.run, self.run.config.name != "d", "") if self._is_stopped else None
+
+        def stop(self):
+            self._is_stopped = True
+            if self.run.config.name in with_state and self.run.config.name != "d":
+                self.run.folder.mkdir(parents=True)
+                (self.run.folder / CHECKPOINT).touch()
+
+    for name in "abcd":
+        write_config(name)
+    names = "abdc" if "d" in with_state else "abcd"
+    runs = plan([Path(f"configs/{name}.yaml") for name in names], [], Path("out"))
+    with interrupts.raised(), pytest.raises(Interrupted, match=f"^{line}; the same command goes on from there$"):
+        list(watch(runs, Job, 3))
 
 
 def test_nothing_to_do_starts_no_process(write_config, monkeypatch, capsys):
