@@ -34,7 +34,9 @@ def _main(argv: Sequence[str] | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m experiments.run", description="Run one config.")
     parser.add_argument("config", type=user_path, metavar="CONFIG.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optimizer.lr=0.1 epochs=3")
+    # With a default, argparse does not call them required.
+    overrides = "e.g. optimizer.lr=0.1 epochs=3"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=overrides)
     parser.add_argument(
         "--output",
         type=user_path,

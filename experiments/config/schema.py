@@ -104,6 +104,9 @@ class OptimizerConfig(_Section):
     @field_validator("nesterov")
     @classmethod
     def _nesterov_has_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
+        if nesterov and (name := info.data.get("name")) not in (None, *OPTIMIZER_KEYS["nesterov"]):
+            allowed = ", ".join(OPTIMIZER_KEYS["nesterov"])
+            raise ValueError(f"must be false with {name} (only {allowed} have momentum), got true")
         if nesterov and info.data.get("momentum") == 0:
             raise ValueError("must be false unless optimizer.momentum is greater than 0, got true")
         return nesterov

@@ -89,20 +89,24 @@ def load_config_file(path: Path, overrides: Sequence[str] = (), seeds: int | Non
 def _for_others(path: Path) -> str:
     """What to do about a config without a name where others, beside it or in a folder there, extend it."""
     found = itertools.islice(itertools.chain(path.parent.glob("*.yaml"), path.parent.glob("*/*.yaml")), 1000)
-    runs = [file for file in sorted(found) if _is_run_that_extends(file, path)]
-    if not runs:
+    commands = {file: command for file in sorted(found) if (command := _command_of_one_that_extends(file, path))}
+    if not commands:
         return ""
-    more = f", another of the {len(runs)} that do so," if len(runs) > 1 else ""
-    return f"; {path} is there to be extended: run {runs[0]}{more} or one of your own"
+    first, command = next(iter(commands.items()))
+    more = f", another of the {len(commands)} that do so," if len(commands) > 1 else ""
+    return f"; {path} is there to be extended: python -m {command} {first}{more} or one of your own"
 
 
-def _is_run_that_extends(file: Path, base: Path) -> bool:
+def _command_of_one_that_extends(file: Path, base: Path) -> str | None:
+    """What takes `file`; None where it does not extend `base`, or is there to be extended itself."""
     try:
         chain = chain_of(file)
     except (ConfigError, OSError):
-        return False
-    is_run = any(key in mapping for mapping in chain.values() for key in ("name", "grid"))
-    return is_run and base.resolve() in (one.resolve() for one in list(chain)[1:])
+        return None
+    keys = {key for mapping in chain.values() for key in mapping}
+    if base.resolve() not in (one.resolve() for one in list(chain)[1:]):
+        return None
+    return "experiments.sweep" if keys & {"grid", "seeds"} else "experiments.run" if "name" in keys else None
 
 
 def without_seed(name: str) -> str:

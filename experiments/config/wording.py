@@ -38,7 +38,11 @@ def one_line(error: ValidationError) -> str:
     # An unknown key first: a typo is often the reason why another key is missing.
     errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return _describe(errors[0]) + more
+    listed = isinstance(errors[0]["input"], list) and errors[0]["type"] in _OF_ONE_VALUE and error.title == "Config"
+    return _describe(errors[0]) + "; several values go under grid, in a sweep file" * listed + more
+
+
+_OF_ONE_VALUE = ("float_type", "int_type", "bool_type", "string_type", "literal_error")
 
 
 def _describe(error: Any) -> str:
@@ -64,6 +68,8 @@ def _describe(error: Any) -> str:
         case "value_error":
             problem = str(error["ctx"]["error"]).removeprefix(f"{where[-1]} ")
             return f"{key}: {problem}"
+        case "less_than_equal":
+            return f"{key}: must be less than or equal to {error['ctx']['le']:.16g}, got {got}"  # 1e+38 in few digits
         case _:
             return f"{key}: {error['msg'].replace('Input should', 'must')}, got {got}"
 

@@ -39,6 +39,14 @@ def one_line_error(capsys) -> str:
         ("optimizer.lr='0.1'", "optimizer.lr: must be a valid number, got '0.1'"),
         ("optimizer.lr=.inf", "optimizer.lr: must be a finite number, got inf"),
         ("optimizer.lr=.nan", "optimizer.lr: must be "),
+        ("optimizer.lr=1e39", "optimizer.lr: must be less than or equal to 1e+38, got 1e+39\n"),
+        ("epochs=2000000000000", "epochs: must be less than or equal to 1099511627776, got 2000000000000\n"),
+        (
+            "optimizer.lr=[1,2]",
+            "optimizer.lr: must be a valid number, got [1, 2]; several values go under grid, in a sweep file\n",
+        ),
+        ("compile=[none,default]", "compile: must be 'none', 'default' or 'cudagraph', got ['none', 'default']; sev"),
+        ("optimizer=[1]", "optimizer: must be a mapping of keys to values, got [1]\n"),
         ("optimizer.momentum=1", "optimizer.momentum: must be less than 1, got 1"),
         ("optimizer.nesterov=true", "optimizer.nesterov: must be false unless optimizer.momentum"),
         (
@@ -74,7 +82,7 @@ def one_line_error(capsys) -> str:
 )
 def test_bad_value_is_one_line_and_writes_nothing(write_config, capsys, override, line):
     assert main([str(write_config()), override]) == 2
-    assert one_line_error(capsys).startswith(line)
+    assert f"{one_line_error(capsys)}\n".startswith(line)
     assert not Path("results").exists()
 
 
@@ -82,6 +90,9 @@ def test_bad_value_is_one_line_and_writes_nothing(write_config, capsys, override
 def test_adam_has_no_momentum(write_config, name):
     path = write_config(optimizer={"name": name, "lr": 1, "momentum": 0.9})
     with pytest.raises(ConfigError, match=rf"^optimizer\.momentum: must be 0 with {name} .* got 0\.9$"):
+        load_config(path)
+    path = write_config(optimizer={"name": name, "lr": 1, "nesterov": True})
+    with pytest.raises(ConfigError, match=rf"^optimizer\.nesterov: must be false with {name} \(only .* got true$"):
         load_config(path)
 
 
@@ -149,6 +160,11 @@ def test_missing_file_through_the_command_line(tmp_path):
     assert done.stderr == (f"error: {tmp_path}/none.yaml: cannot read this config: No such file or directory\n")
 
 
+def test_the_config_alone_is_required(capsys):
+    assert main([]) == 2
+    assert one_line_error(capsys) == "the following arguments are required: CONFIG.yaml (see --help)"
+
+
 def test_unknown_option_is_one_line(write_config, capsys):
     assert main([str(write_config()), "--outptu", "x"]) == 2
     assert "--outptu" in one_line_error(capsys)
@@ -178,11 +194,15 @@ def test_a_file_to_extend_says_what_to_run(tmp_path, monkeypatch, capsys):
     Path("runs").mkdir()
     Path("runs/a.yaml").write_text("extends: ../middle.yaml\nname: a\n")
     assert main(["base.yaml"]) == 2
-    line = "error: name: missing, it must be given (and 4 more); base.yaml is there to be extended: run runs/a.yaml"
-    assert capsys.readouterr().err == f"{line} or one of your own\n"
-    Path("runs/b.yaml").write_text("extends: ../base.yaml\ngrid: {seed: [1]}\n")
-    assert sweep.main(["base.yaml"]) == 2
-    assert capsys.readouterr().err == f"{line}, another of the 2 that do so, or one of your own\n"
+    line = "error: name: missing, it must be given (and 4 more); base.yaml is there to be extended: python -m"
+    assert capsys.readouterr().err == f"{line} experiments.run runs/a.yaml or one of your own\n"
+    Path("grids").mkdir()
+    Path("grids/b.yaml").write_text("extends: ../base.yaml\nseeds: 2\n")
+    for main_of_one in (main, sweep.main):
+        assert main_of_one(["base.yaml"]) == 2
+        assert capsys.readouterr().err == (
+            f"{line} experiments.sweep grids/b.yaml, another of the 2 that do so, or one of your own\n"
+        )
 
 
 def test_extends_in_a_circle(tmp_path):
