@@ -33,10 +33,10 @@ def status_note(names: Iterable[str], groups: Mapping[str, Replicates], where: s
     return " · ".join(f"{status}{where}: {', '.join(members)}" for status, members in notes.items() if members)
 
 
-def band_note(seeds: Iterable[int]) -> str:
-    """What a band is, given how many seeds each curve or point has; nothing where there is no band."""
+def band_note(seeds: Iterable[int], what: str = "bands") -> str:
+    """What a band (or a bar) is, given how many seeds each curve or point has; nothing where there is none."""
     several = sorted({count for count in seeds if count > 1})
-    return f"bands: one standard deviation over {' or '.join(map(str, several))} seeds" if several else ""
+    return f"{what}: one standard deviation over {' or '.join(map(str, several))} seeds" if several else ""
 
 
 def _named(group: Replicates) -> str:
@@ -105,7 +105,7 @@ def provenance(runs: Sequence[RecordedRun]) -> str:
         "Hardware": distinct(f"{s['device_name']} ({s['device']})" for s in summaries),
         "threads": distinct(s["threads"] for s in summaries),
         "data": distinct(describe_data(s["data"]) for s in summaries),
-        "seed": distinct(s["seed"] for s in summaries),
+        "seed": distinct(sorted(s["seed"] for s in summaries)),
         "epochs run": describe_epochs(runs),
         "PyTorch": distinct(s["torch"] for s in summaries),
         "commit": distinct(short_commit(s["git_commit"]) for s in summaries),

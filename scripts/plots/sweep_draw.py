@@ -25,13 +25,18 @@ WIDE = 30
 
 
 def draw_sweep(answer: Answer, xscale: str | None = None, yscale: str | None = None, title: str | None = None) -> Page:
-    """One page: a curve for each hue, bands over seeds, and crosses at the top for runs that diverged."""
+    """One page: a curve for each hue, bands over seeds, and crosses at the top for runs that diverged.
+
+    Where x is no number there is nothing between its values: points with bars, side by side, in place of curves.
+    """
     question = answer.question
     name = NUMBERS[question.y]
     heading = title or f"{name.partition(' (')[0]} over {question.x}"
     page = new_page(heading)
+    numeric = _is_numeric(answer)
     # Two lines each at the most; the command prints the whole note.
-    notes = (answer.note, joined(band_note(len(cell.runs) for cell in answer.cells), _diverged_note(answer)))
+    notes = (answer.note, joined(band_note((len(cell.runs) for cell in answer.cells), "bands" if numeric else "bars"),
+                                 _diverged_note(answer)))  # fmt: skip
     footer = Footer.of(answer.runs, [textwrap.shorten(note, 320, placeholder=" …") for note in notes])
     footer.draw(page)
     columns = min(7, 3 + 120 // max(12, *(len(label(hue)) for hue in answer.hues)))
@@ -43,8 +48,9 @@ def draw_sweep(answer: Answer, xscale: str | None = None, yscale: str | None = N
     top = _scale_y(axes, answer, yscale)
     axes.set_xlabel(question.x)
     axes.set_ylabel(name)
+    step = 0 if numeric else min(0.1, 0.7 / len(answer.hues))
     handles = [
-        _draw_curve(axes, answer, hue, line, positions, top) for hue, line in zip(answer.hues, lines, strict=True)
+        _draw_curve(axes, answer, hue, line, positions, top, step) for hue, line in zip(answer.hues, lines, strict=True)
     ]
     if (start := _before_training(answer)) is not None:
         handles.append(axes.axhline(start, color=style.MUTED, linewidth=1, linestyle=":", label="before training"))
@@ -68,14 +74,19 @@ def _is_ordered(hues: Sequence[Any]) -> bool:
 
 
 def _draw_curve(
-    axes: Axes, answer: Answer, hue: Any, line: style.Line, positions: dict[str, float], top: float
+    axes: Axes, answer: Answer, hue: Any, line: style.Line, positions: dict[str, float], top: float, step: float
 ) -> Line2D:
-    """The curve of ``hue``; what lies above the ``top`` of the axis is marked there."""
+    """The curve of ``hue``, or points ``step`` beside the next one's; what is above the ``top`` is marked there."""
     cells = answer.curve(hue)
-    xs = np.array([positions[label(cell.x)] for cell in cells])
+    place = answer.hues.index(hue) - (len(answer.hues) - 1) / 2
+    xs = np.array([positions[label(cell.x)] + place * step for cell in cells])
     mean = np.array([cell.stat.mean for cell in cells])  # NaN where all diverged: the curve is broken there
     std = np.array([cell.stat.std for cell in cells])
-    draw_band(axes, xs, mean, np.where(np.isfinite(mean), std, np.nan), line.color)
+    std = np.where(np.isfinite(mean), std, np.nan)
+    if not step:
+        draw_band(axes, xs, mean, std, line.color)
+    elif np.isfinite(std).any():
+        axes.errorbar(xs, mean, std, fmt="none", ecolor=line.color, elinewidth=style.LINE_WIDTH, capsize=3)
     (drawn,) = axes.plot(
         xs,
         mean,
@@ -83,18 +94,19 @@ def _draw_curve(
         marker=line.marker or "p",
         markersize=6,
         markerfacecolor=line.face,
-        linestyle=line.linestyle,
+        linestyle="" if step else line.linestyle,
         linewidth=style.LINE_WIDTH,
         label="all runs" if answer.question.hue is None else label(hue),
     )
     for x, cell in zip(xs, cells, strict=True):
         if cell.diverged:
             others = [other.hue for other in answer.cells if label(other.x) == label(cell.x) and other.diverged]
+            aside = 0 if step else 9 * (others.index(hue) - (len(others) - 1) / 2)
             axes.annotate(
                 "×",
                 (x, 1.0),
                 xycoords=("data", "axes fraction"),
-                xytext=(9 * (others.index(hue) - (len(others) - 1) / 2), -2),  # side by side
+                xytext=(aside, -2),  # side by side
                 textcoords="offset points",
                 color=line.color,
                 fontsize=15,
@@ -108,11 +120,15 @@ def _draw_curve(
     return drawn
 
 
+def _is_numeric(answer: Answer) -> bool:
+    """Whether all values of x are numbers."""
+    return all(isinstance(cell.x, (int, float)) and not isinstance(cell.x, bool) for cell in answer.cells)
+
+
 def _scale_x(axes: Axes, answer: Answer, scale: str | None) -> dict[str, float]:
     """Where each value of x stands: numbers at their value, all else side by side."""
     values = [cell.x for cell in sorted(answer.cells, key=lambda cell: sort_key(cell.x))]
-    numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    if not numeric:
+    if not _is_numeric(answer):
         names = list(dict.fromkeys(map(label, values)))
         axes.set_xticks(range(len(names)), names)
         axes.set_xlim(-0.5, len(names) - 0.5)
@@ -140,20 +156,23 @@ def _scale_y(axes: Axes, answer: Answer, scale: str | None) -> float:
     if not stats:
         return math.inf
     means, stds = np.array([stat.mean for stat in stats]), np.nan_to_num([stat.std for stat in stats])
-    if name.endswith("accuracy"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    is_accuracy = name.endswith("accuracy")
     low, high = means.min(), (means + stds).max()
     if (start := _before_training(answer)) is not None:
         high = max(high, start) if low > start else min(max(high, start), 2 * start)
     if scale == "log" and low <= 0:
         raise RecordError(f"--yscale: log needs positive numbers, but {name} is {low:g} in a run")
-    if scale == "log" or (scale is None and low > 0 and high > 5 * low):
-        scale_loss(axes, log_bottom(means, stds) / 1.2, 1.2 * high)
-        return 1.2 * high
-    low = (means - stds).min()
-    margin = 0.06 * (high - low) or 0.1
-    axes.set_ylim(low - margin, high + margin)
-    return high + margin
+    if scale == "log" or (scale is None and not is_accuracy and low > 0 and high > 5 * low):
+        top = 1.2 * high
+        scale_loss(axes, log_bottom(means, stds) / 1.2, top)
+    else:
+        low = (means - stds).min()
+        margin = 0.06 * (high - low) or 0.1
+        top = high + margin
+        axes.set_ylim(low - margin, top)
+    if is_accuracy:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return float(top)
 
 
 def _before_training(answer: Answer) -> float | None:

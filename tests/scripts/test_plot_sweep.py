@@ -14,6 +14,7 @@ from scripts.plot_sweep import main
 from scripts.plots import sweep_draw
 from scripts.plots.sweep import Question, answer, label, sort_key
 
+from .pages import assert_all_is_on_the_paper
 from .synthetic import write_run
 
 X, HUE = "proxprop.tau_prox", "proxprop.optimization_mode"
@@ -180,6 +181,31 @@ def test_a_key_of_words_is_an_axis_too(tmp_path: Path) -> None:
     output = tmp_path / "f.pdf"
     assert main([str(results), "--x", HUE, "--hue", X, "--output", str(output)]) == 0
     assert pd.read_csv(output.with_suffix(".csv"))[HUE].tolist() == ["gradient", "prox_cg3"] * 3
+
+
+@pytest.mark.parametrize("scale", [None, "log"])
+def test_between_words_there_is_no_line_and_accuracies_are_per_cent(tmp_path: Path, scale: str | None) -> None:
+    for name, accuracy in {"sgd": 0.05, "adam": 0.6}.items():
+        for mode in ("gradient", "prox_cg3"):
+            for seed in (1, 0):
+                settings = {"optimizer": {"name": name, "lr": 1.0}, "proxprop": {"optimization_mode": mode}}
+                folder = tmp_path / f"{name},{mode},seed={seed}"
+                write_run(folder, settings=settings, seed=seed, test_accuracy=accuracy + 0.01 * seed)
+    runs = [read_run(folder) for folder in sorted(tmp_path.iterdir(), reverse=True)]
+    page = sweep_draw.draw_sweep(answer(Question("optimizer.name", HUE, "test_accuracy"), runs), yscale=scale)
+    (axes,) = page.axes
+    assert axes.get_yscale() == (scale or "linear")
+    assert axes.yaxis.get_major_formatter()(0.5) == "50%"
+    points = {line.get_label(): line for line in axes.lines if line.get_label() in ("gradient", "prox_cg3")}
+    assert [line.get_linestyle() for line in points.values()] == ["None", "None"]
+    assert list(points["gradient"].get_ydata()) == pytest.approx([0.605, 0.055])
+    assert list(points["gradient"].get_xdata() + 0.1) == pytest.approx(list(points["prox_cg3"].get_xdata()))
+    bars = [segment[:, 1] for lines in axes.collections for segment in lines.get_segments()]
+    assert [top - bottom for bottom, top in bars] == pytest.approx([0.01 * 2**0.5] * 4)
+    texts = " ".join(text.get_text() for text in page.texts).replace("\N{NO-BREAK SPACE}", " ")
+    assert "bars: one standard deviation over 2 seeds" in texts
+    assert "seed: 0, 1 " in texts
+    assert_all_is_on_the_paper(page)
 
 
 def test_equal_runs_give_equal_files(tmp_path: Path) -> None:
