@@ -40,6 +40,8 @@ MEMORY_STEPS = 3
 
 STILL = 1e-9
 """A learning rate."""
+_WITHOUT_COST = ("lr", "optimizer.lr", "seed")
+"""Parts of a sweep's names."""
 
 
 def one_batch(config: Config, device: torch.device) -> Data:
@@ -118,8 +120,10 @@ def benchmark() -> int:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """A row for readers; the JSON has all digits."""
-    return f"{row['model']['name']}  {row['step_seconds']:.3f} s  {row['peak_bytes'] / 2**20:.0f} MiB  {row['name']}"
+    """A row for readers; the JSON has all digits. Of the name, what the numbers depend on."""
+    parts = [part for part in row["name"].split(",") if part.partition("=")[0] not in _WITHOUT_COST]
+    numbers = f"{row['model']['name']}  {row['step_seconds']:.3f} s  {row['peak_bytes'] / 2**20:.0f} MiB"
+    return f"{numbers}  {','.join(parts)}".rstrip()
 
 
 if __name__ == "__main__":

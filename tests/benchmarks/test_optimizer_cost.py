@@ -108,6 +108,19 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
         seconds_per_step(config(), data, CPU)
 
 
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("name=sgd,tau_prox=0.1,lr=0.1,seed=1", "mlp  1.000 s  3 MiB  name=sgd,tau_prox=0.1"),
+        ("mlp_sgd_cg3,seed=1", "mlp  1.000 s  3 MiB  mlp_sgd_cg3"),
+        ("lr=0.1", "mlp  1.000 s  3 MiB"),
+    ],
+)
+def test_a_printed_row_is_named_by_what_it_depends_on(name: str, printed: str) -> None:
+    row = {"model": {"name": "mlp"}, "step_seconds": 1.0, "peak_bytes": 3.0 * 2**20, "name": name}
+    assert optimizer_cost._line(row) == printed
+
+
 def test_rows_are_kept_whatever_becomes_of_a_later_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
