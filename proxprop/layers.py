@@ -37,7 +37,7 @@ from proxprop.design import (
 from proxprop.design.computed import COMPILED
 from proxprop.function import NoStep, ProximalStep, Settings
 from proxprop.modes import check_together, parse_mode, parse_reduction, parse_tau
-from proxprop.rows import is_masking, masked_rows
+from proxprop.rows import is_masking, is_masking_elsewhere, masked_rows
 
 KNOWN = "Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding"
 """The layers of known structure, for error messages."""
@@ -197,6 +197,8 @@ class ProxPropLayer(nn.Module):
             return self._uncompiled(*args, **kwargs)
         try:
             _check_kinds((*args, *kwargs.values(), *used.values()))
+            if getattr(self, "_is_replica", False) and is_masking_elsewhere():  # replicas have threads of their own
+                raise NoProximalStep("no row mask under nn.DataParallel")
             computed, parameters = self._stepped(list(used.values()))
             if self._proximal.collector is not None:
                 _check_deferred(used, self._proximal.collector)

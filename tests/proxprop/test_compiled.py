@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import oracle
 import pytest
@@ -19,6 +20,7 @@ from proxprop import (
     ProxPropLinear,
     proxprop_module_generator,
     revert,
+    row_mask,
 )
 from proxprop.compiled import CompiledStep
 from proxprop.function import Settings
@@ -368,3 +370,23 @@ def test_uncompiled_steps_do_not_use_the_operator(monkeypatch):
     monkeypatch.setattr(CompiledStep, "apply", None)
     layer, x = prepared("Linear")
     assert directions(layer, layer, x)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+def test_a_mask_of_another_thread_leaves_compiled_code_alone():
+    layer, x = prepared("Linear of sequences")
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    outputs = [(torch.ones_like(mask), compiled(x))]
+    with ThreadPoolExecutor(1) as executor:
+        elsewhere = row_mask(mask)
+        executor.submit(elsewhere.__enter__).result()
+        outputs.append((torch.ones_like(mask), compiled(x)))
+        outputs.append((mask, executor.submit(torch.compile(layer, backend="aot_eager"), x).result()))
+        executor.submit(elsewhere.__exit__, None, None, None).result()
+        outputs.append((torch.ones_like(mask), executor.submit(compiled, x).result()))
+    for rows, output in outputs:
+        reference = oracle.exact(layer, [x[rows]], torch.ones(int(rows.sum()), 3).double(), 0.7)
+        layer.zero_grad()
+        output.sum().backward()
+        assert oracle.relative_error({name: p.grad for name, p in layer.named_parameters()}, reference) < 1e-9

@@ -5,7 +5,8 @@ import functools
 import gc
 import pickle
 import warnings
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import oracle
 import pytest
@@ -943,6 +944,79 @@ def test_a_mask_within_a_checkpoint_that_is_not_reentrant():
     output.backward(gradient)  # which runs the layer again
     reference = oracle.exact(layer, [x[mask]], gradient[mask], 0.7)
     assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_a_mask_may_be_filled_again_after_its_forward_pass():
+    layer, x, gradient = case("tokens", "prox_exact")
+    mask = torch.rand(16, 3) < 0.6
+    reference = oracle.exact(layer, [x[mask]], gradient[mask], 0.7)
+    buffer = mask.clone()
+    with row_mask(buffer):
+        output = layer(x)
+        buffer.logical_not_()
+    output.backward(gradient)
+    assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+@contextmanager
+def another_thread():
+    """Its executor, which runs what it is given in one thread."""
+    with ThreadPoolExecutor(1) as executor:
+        yield lambda function, *args: executor.submit(function, *args).result()
+
+
+def test_masks_are_those_of_their_threads():
+    layer, x, gradient = case("tokens", "prox_exact")
+    first, second = torch.rand(2, 16, 3) < 0.6
+    everything, outer, inner = torch.ones_like(first), row_mask(first), row_mask(second)
+    with another_thread() as elsewhere:
+        outputs = []
+        outer.__enter__()
+        outputs.append((everything, elsewhere(layer, x)))
+        elsewhere(inner.__enter__)
+        outputs.append((first, layer(x)))
+        outputs.append((second, elsewhere(layer, x)))
+        outer.__exit__(None, None, None)
+        outputs.append((everything, layer(x)))
+        outputs.append((second, elsewhere(layer, x)))
+        elsewhere(inner.__exit__, None, None, None)
+        outputs.append((everything, elsewhere(layer, x)))
+    for mask, output in outputs:
+        reference = oracle.exact(layer, [x[mask]], gradient[mask], 0.7)
+        layer.zero_grad()
+        output.backward(gradient)
+        assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_masks_may_end_in_any_order():
+    """As those within generators do."""
+    layer, x, gradient = case("tokens", "prox_exact")
+    masks = torch.rand(2, 16, 3) < 0.6
+    first, second = map(row_mask, masks)
+    first.__enter__()
+    second.__enter__()
+    layer(x)
+    first.__exit__(None, None, None)
+    outputs = [(masks[1], layer(x))]
+    second.__exit__(None, None, None)
+    outputs.append((torch.ones_like(masks[1]), layer(x)))
+    for mask, output in outputs:
+        reference = oracle.exact(layer, [x[mask]], gradient[mask], 0.7)
+        layer.zero_grad()
+        output.backward(gradient)
+        assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
+def test_replicas_of_data_parallel_have_threads_without_the_mask():
+    layer, x, _ = case("tokens", "prox_exact")
+    replica = layer._replicate_for_data_parallel()
+    replica.weight, replica.bias = layer.weight, layer.bias
+    with another_thread() as elsewhere:
+        with row_mask(torch.ones(16, 3, dtype=torch.bool)):
+            with pytest.raises(TypeError, match=r"^ProxPropLinear: no row mask under nn\.DataParallel$"):
+                elsewhere(replica, x)
+            elsewhere(layer, x)
+        elsewhere(replica, x)
 
 
 def test_a_convolution_is_not_masked():
