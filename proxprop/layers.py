@@ -346,7 +346,7 @@ def _detached(used: Used) -> Used:
 
 def _read(input: Tensor, trained: Sequence[bool]) -> Tensor:
     """What a step reads of the input: for a bias alone, whose column of A is ones, its shape and not its memory."""
-    return input if trained[0] else input.new_zeros(()).expand(input.shape)
+    return input if trained[0] else input.new_zeros((), layout=torch.strided).expand(input.shape)
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
@@ -402,7 +402,7 @@ class LinearLayer(ProxPropLayer):
             weight_shape=shape,
             trained=trained,
             shared=SharedProducts.of(input) if trained[0] else None,
-            sparse=input.layout is not torch.strided,
+            sparse=trained[0] and input.layout is not torch.strided,
             mask=masked_rows(input, input.shape[:-1]),
         )
         return self._output(detached, input), make_design, (_read(input, trained),)
@@ -586,6 +586,7 @@ class ConvTransposeLayer(ProxPropLayer):
         kernel_size: tuple[int, ...]
         dilation: tuple[int, ...]
         groups: int
+        padding_mode: str
 
         def _output_padding(self, *args: Any) -> list[int]: ...
 
@@ -606,7 +607,9 @@ class ConvTransposeLayer(ProxPropLayer):
             return output
 
     def _extra(self, input: Tensor, output_size: list[int] | None) -> list[int]:
-        """The output padding that gives ``output_size``."""
+        """The output padding that gives ``output_size``; the ``ValueError`` of the plain layer for a padding mode."""
+        if self.padding_mode != "zeros":
+            raise ValueError(f"Only `zeros` padding mode is supported for ConvTranspose{len(self.kernel_size)}d")
         return self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
         )

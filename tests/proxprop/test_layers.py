@@ -292,6 +292,16 @@ def test_convolutions_may_be_changed_after_construction(change):
     assert oracle.relative_error(gradients(layer), oracle.exact(layer, [x], gradient, 0.4)) < 1e-9
 
 
+@pytest.mark.parametrize("kind", ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"])
+def test_a_padding_mode_that_is_set_later_is_refused_as_by_the_plain_layer(kind):
+    cls, plain, arguments, shape = PAIRS[kind]
+    x = torch.randn(shape)
+    for layer in (plain(*arguments), cls(*arguments)):
+        layer.padding_mode = "reflect"
+        with pytest.raises(ValueError, match=f"^Only `zeros` padding mode is supported for {kind}$"):
+            layer(x)
+
+
 @pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2", "published_cg2", "gradient"])
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D", "Conv2d", "ConvTranspose2d"])
 def test_a_bias_alone_keeps_no_input(kind, mode):

@@ -289,16 +289,19 @@ def test_nested_tensors(layout):
 
 @pytest.mark.parametrize("to_sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
 @pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2", "gradient"])
+@pytest.mark.parametrize("frozen", [None, "weight", "bias"])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
-def test_sparse_inputs_have_the_direction_of_dense_ones(to_sparse, mode):
+def test_sparse_inputs_have_the_direction_of_dense_ones(to_sparse, mode, frozen):
     torch.manual_seed(0)
     layer = ProxPropLinear(5, 4, tau_prox=0.7, optimization_mode=mode).double()
+    if frozen is not None:
+        getattr(layer, frozen).requires_grad_(False)
     x = torch.relu(torch.randn(6, 5, dtype=torch.float64))
     results = []
     for input in (x, to_sparse(x)):
         layer.zero_grad()
         layer(input).square().sum().backward()
-        results.append([p.grad.clone() for p in layer.parameters()])
+        results.append([p.grad.clone() for p in layer.parameters() if p.requires_grad])
     for actual, reference in zip(*results, strict=True):
         torch.testing.assert_close(actual, reference, rtol=1e-12, atol=0)
 
