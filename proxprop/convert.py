@@ -260,7 +260,12 @@ def revert(model: nn.Module) -> tuple[str, ...]:
         plain.append(known)
     for (_, module), plain_class in zip(layers, plain, strict=True):
         module.__class__ = plain_class
-        for state in ("_proximal", "_found_linear", "_linearity_stated"):  # what layers.py and generator.py keep
+        for state in (
+            "_proximal",
+            "_found_linear",
+            "_lock",
+            "_linearity_stated",
+        ):  # what layers.py and generator.py keep
             vars(module).pop(state, None)
     return tuple(name for name, _ in layers)
 

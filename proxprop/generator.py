@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from proxprop.design import AutogradDesign, NoProximalStep, working_dtype
 from proxprop.layers import (
@@ -67,39 +70,82 @@ def _replaced(places: Sequence[Sequence[Place]], tensors: Sequence[Tensor]) -> I
                 store[name] = value
 
 
+State = list[tuple[dict[str, Any], dict[str, Any]]]
+"""What modules have in their dictionaries: each, and what was in it."""
+
+
+def _state(module: nn.Module) -> State:
+    """What ``module`` and its parts are by now: flags, settings, and copies of buffers and other tensors."""
+    copies: dict[int, Tensor] = {}
+    stores = [store for part in module.modules() for store in (vars(part), part._buffers, part._modules)]
+    return [(store, {name: _copy(value, copies) for name, value in store.items()}) for store in stores]
+
+
+def _copy(value: Any, copies: dict[int, Tensor], dtype: torch.dtype | None = None) -> Any:
+    """Of a tensor that is no parameter a copy, one for all its places; anything else as it is."""
+    if not isinstance(value, Tensor) or value.requires_grad:
+        return value
+    if id(value) not in copies:
+        copied = value.detach().clone()
+        copies[id(value)] = copied if dtype is None else _cast(copied, dtype)
+    return copies[id(value)]
+
+
+@contextlib.contextmanager
+def _as_it_was(state: State, dtype: torch.dtype) -> Iterator[None]:
+    """Modules in that state, with tensors in precision ``dtype``, which may change."""
+    now = [(store, dict(store)) for store, _ in state]
+    copies: dict[int, Tensor] = {}
+    try:
+        for store, then in state:
+            _put(store, {name: _copy(value, copies, dtype) for name, value in then.items()})
+        yield
+    finally:
+        for store, values in now:
+            _put(store, values)
+
+
+def _put(store: dict[str, Any], values: dict[str, Any]) -> None:
+    for name in store.keys() - values.keys():
+        del store[name]
+    for name, value in values.items():
+        if store.get(name, _Hole) is not value:
+            store[name] = value
+
+
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """One call of a layer's base class, as a function of the parameters and the tensors among its arguments.
 
-    ``places`` are where the layer has its parameters. ``positional`` and ``keywords`` hold the arguments, and
-    ``_Hole`` in place of a tensor, which is passed anew.
+    ``places`` are where the layer has its parameters. ``leaves`` and ``spec`` are the arguments as a tree, and
+    ``_Hole`` stands in place of a tensor, which is passed anew.
     """
 
-    layer: ProxPropLayer
+    layer: GeneratedLayer
     places: Sequence[Sequence[Place]]
-    positional: tuple[Any, ...]
-    keywords: dict[str, Any]
+    leaves: Sequence[Any]
+    spec: TreeSpec
 
     @classmethod
-    def split(cls, layer: ProxPropLayer, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[_Call, list[Tensor]]:
-        """The call without its tensors, and the tensors."""
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        positional = tuple(_Hole if isinstance(value, Tensor) else value for value in args)
-        keywords = {key: _Hole if isinstance(value, Tensor) else value for key, value in kwargs.items()}
-        return cls(layer, _places(layer, _tensors(layer._used())), positional, keywords), tensors
+    def split(cls, layer: GeneratedLayer, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[_Call, list[Tensor]]:
+        """The call without its tensors, and the tensors, also those within lists and dictionaries."""
+        leaves, spec = tree_flatten((tuple(args), kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        leaves = [_Hole if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        with layer._alone():
+            return cls(layer, _places(layer, _tensors(layer._used())), leaves, spec), tensors
 
     def __call__(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
         """The output; the base class may update buffers."""
         remaining = iter(tensors)
-        args = tuple(next(remaining) if value is _Hole else value for value in self.positional)
-        kwargs = {key: next(remaining) if value is _Hole else value for key, value in self.keywords.items()}
-        with _replaced(self.places, parameters):
+        leaves = [next(remaining) if leaf is _Hole else leaf for leaf in self.leaves]
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        with self.layer._alone(), _replaced(self.places, parameters):
             return super(ProxPropLayer, self.layer).forward(*args, **kwargs)  # without the layer's hooks
 
-    def pure(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
-        """The output in precision ``dtype``; buffers stay as they are."""
-        buffers = list(self.layer.buffers())
-        with _replaced(_places(self.layer, buffers), [_cast(buffer.clone(), dtype) for buffer in buffers]):
+    def pure(self, state: State, parameters: Sequence[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
+        """The output of the layer in that state in precision ``dtype``; the layer stays as it is."""
+        with self.layer._alone(), _as_it_was(state, dtype):
             return self(parameters, [_cast(tensor, dtype) for tensor in tensors])
 
 
@@ -113,6 +159,22 @@ def _tensors(used: Used) -> list[Tensor]:
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class _Lock:
+    """For one thread at a time, which may take it again. A copy of it is another one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[_Lock], tuple[()]]:
+        return _Lock, ()
 
 
 class _PickledByBase(ProxPropLayer):
@@ -130,18 +192,24 @@ class GeneratedLayer(_PickledByBase):
 
     def _check_constructed(self) -> None:
         self._found_linear: set[bool] = set()  # in which of training and evaluation
+        self._lock = _Lock()
         if next(self.parameters(), None) is None:
             raise TypeError(f"{type(self).__name__}: the module has no parameters to take a step on")
         check_options(self)
 
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Keeps other threads out while tensors are read, or others are in their place."""
+        return contextlib.nullcontext() if torch.compiler.is_compiling() else self._lock
+
     def _used(self) -> Used:
         """All parameters, and tensors that need a gradient among the attributes, where wrappers keep theirs."""
-        used: Used = dict(self.named_parameters())
-        for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor) and value.requires_grad:
-                    used[f"{prefix}.{name}" if prefix else name] = value
-        return used
+        with self._alone():
+            used: Used = dict(self.named_parameters())
+            for prefix, module in self.named_modules():
+                for name, value in vars(module).items():
+                    if isinstance(value, Tensor) and value.requires_grad:
+                        used[f"{prefix}.{name}" if prefix else name] = value
+            return used
 
     def _output(self, used: Used, *args: Any, **kwargs: Any) -> Any:
         call, tensors = _Call.split(self, args, kwargs)
@@ -152,12 +220,14 @@ class GeneratedLayer(_PickledByBase):
         call, tensors = _Call.split(self, args, kwargs)
         parameters = _tensors(detached)
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
+        with self._alone():
+            state = _state(self)  # the backward pass runs the base class again, as it is now
         if self.training not in self._found_linear:
             like = [p.to(dtype) for p in parameters]
-            self._check_linear(lambda values: call.pure(values, tensors, dtype), like, ", ".join(detached))
+            self._check_linear(lambda values: call.pure(state, values, tensors, dtype), like, ", ".join(detached))
 
         def make_design(*inputs: Tensor) -> AutogradDesign:
-            return AutogradDesign(lambda values: call.pure(values, inputs, dtype), parameters, trained, dtype)
+            return AutogradDesign(lambda values: call.pure(state, values, inputs, dtype), parameters, trained, dtype)
 
         output = call(parameters, tensors)
         if output._is_view():  # of a parameter or an input, maybe: marking it as changed would change those

@@ -1,5 +1,10 @@
 """Generated layers: what is checked at construction and at first use, and that settings of torch do not change it."""
 
+import copy
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import oracle
 import pytest
 import torch
@@ -219,3 +224,141 @@ def test_an_option_that_is_set_later(cls, option, value):
     with pytest.raises(TypeError, match=rf"^{cls.__name__}: {option}={value} changes the parameters or their gradient"):
         layer(tokens)
     assert torch.equal(layer.weight, before)
+
+
+# The backward pass runs the base class again: on what was there in the forward pass.
+
+
+class Stateful(Base):
+    """Reads all kinds of state, and changes some of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.ones(4))
+        self.factor = torch.tensor(2.0)
+        self.gain, self.calls = 3.0, 0
+        self.part = nn.Dropout(0.0)
+
+    def rows(self, x):
+        rows = (x * self.gain + self.shift) * self.factor * (1 + self.calls)
+        return rows + 1 if self.part.training else rows
+
+    def forward(self, x):
+        output = self.rows(x) @ self.weight
+        self.calls += 1
+        self.shift += 1
+        self.factor = self.factor + 1
+        return output
+
+
+def delete(layer):
+    layer.register_buffer("shift", torch.zeros(()))
+    del layer.factor
+    layer.other = 1
+
+
+BETWEEN = {
+    "nothing": lambda layer: None,
+    "evaluation": lambda layer: layer.eval(),
+    "a buffer, in place": lambda layer: layer.shift.zero_(),
+    "a buffer, replaced": lambda layer: setattr(layer, "shift", torch.zeros(4)),
+    "a tensor, in place": lambda layer: layer.factor.zero_(),
+    "a setting": lambda layer: setattr(layer, "gain", 0.0),
+    "a part": lambda layer: setattr(layer, "part", nn.Identity().eval()),
+    "attributes that come and go": delete,
+    "another forward pass": lambda layer: layer(torch.ones(6, 4)),
+}
+
+
+@pytest.mark.parametrize("change", BETWEEN)
+def test_what_changes_between_forward_and_backward_has_no_part_in_the_step(change):
+    torch.manual_seed(0)
+    layer = proxprop_module_generator(Stateful)(tau_prox=0.7, optimization_mode="prox_cg200").double()
+    x, seed = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    a = layer.rows(x)
+    reference = torch.linalg.solve(a.T @ a + torch.eye(4, dtype=a.dtype) / 0.7, a.T @ seed)
+    output = layer(x)
+    assert (layer.calls, float(layer.shift[0]), float(layer.factor)) == (1, 2.0, 3.0)
+    BETWEEN[change](layer)
+    state = copy.deepcopy(layer)
+    output.backward(seed)
+    torch.testing.assert_close(layer.weight.grad, reference, rtol=1e-9, atol=1e-12)
+    assert vars(layer).keys() == vars(state).keys()
+    for name in ("calls", "gain", "factor", "training", "other"):
+        assert getattr(layer, name, None) == getattr(state, name, None)
+    assert torch.equal(layer.shift, state.shift)
+    assert layer.part.training == state.part.training
+
+
+@pytest.mark.parametrize("mode", ["prox_cg2", "gradient"])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_that_changes_its_mode_between_forward_and_backward(training, mode):
+    torch.manual_seed(0)
+    layer = proxprop_module_generator(nn.BatchNorm1d)(4, tau_prox=0.7, optimization_mode=mode).double()
+    layer.train(training)
+    x, seed = 3 * torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    reference = expected(layer, [x], seed, mode, 0.7, stacked=True)
+    output = layer(x)
+    layer.train(not training)
+    layer.running_var.fill_(9.0)
+    output.backward(seed)
+    assert oracle.relative_error({name: p.grad for name, p in layer.named_parameters()}, reference) < 1e-9
+
+
+class Several(Base):
+    def forward(self, inputs, *, scaled):
+        return sum(x @ self.weight for x in inputs) + scaled["by 2"][0] @ (2 * self.weight)
+
+
+def test_tensors_within_lists_are_inputs():
+    torch.manual_seed(0)
+    layer = proxprop_module_generator(Several)(tau_prox=0.7, optimization_mode="prox_cg200").double()
+    x, y, z, seed = (torch.randn(6, width, dtype=torch.float64) for width in (4, 4, 4, 3))
+    x.requires_grad_()
+    a = (x + y + 2 * z).detach()
+    reference = torch.linalg.solve(a.T @ a + torch.eye(4, dtype=a.dtype) / 0.7, a.T @ seed)
+    inputs, scaled = [x, y], {"by 2": (z,)}
+    output = layer(inputs, scaled=scaled)
+    inputs.clear()
+    scaled.clear()
+    output.backward(seed)
+    torch.testing.assert_close(layer.weight.grad, reference, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(x.grad, seed @ layer.weight.detach().T)
+    output = layer([x, y], scaled={"by 2": (z,)})
+    z.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.backward(seed)
+
+
+@pytest.mark.parametrize("slow", ["forward", "backward"])
+def test_threads_may_share_a_layer(slow):
+    """One is within the base class, with other tensors in place of the parameters, while the other one comes."""
+    inside, calls = threading.Event(), []
+
+    class Slow(Base):
+        def forward(self, x):
+            if threading.current_thread() is not threading.main_thread() and len(calls) >= (slow == "backward"):
+                inside.set()
+                time.sleep(0.2)
+            calls.append(x)
+            return x @ self.weight
+
+    torch.manual_seed(0)
+    layer = proxprop_module_generator(Slow)(tau_prox=0.7, optimization_mode="prox_cg2").double()
+    x, seed = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    reference = expected(layer, [x], seed, "prox_cg2", 0.7, stacked=True)
+    layer(x)  # which looks whether it is linear
+
+    def step(layer):
+        layer(x).backward(seed)
+
+    for twin in (layer, copy.deepcopy(layer)):
+        calls.clear()
+        inside.clear()
+        twin.zero_grad()
+        with ThreadPoolExecutor(1) as executor:
+            other = executor.submit(step, twin)
+            assert inside.wait(60)
+            step(twin)
+            other.result()
+        assert oracle.relative_error({"weight": twin.weight.grad / 2}, reference) < 1e-9
