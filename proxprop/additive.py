@@ -56,9 +56,10 @@ def _tell(kind: str, what: str) -> None:
 
 
 def accumulating(node: Any, count: int) -> tuple[bool, bool, list[Tensor]]:
-    """Whether this backward pass asks for one of the last ``count`` inputs of ``node``, whether it adds to ``.grad`` of
-    one, and the leaves among those."""
-    targets = [target for target, _ in node.next_functions[len(node.next_functions) - count :] if target is not None]
+    """Whether this backward pass asks for one of the tensors that the last ``count`` inputs of ``node`` are views of,
+    whether it adds to ``.grad`` of one, and the leaves among those."""
+    views = [view for view, _ in node.next_functions[len(node.next_functions) - count :] if view is not None]
+    targets = [view.next_functions[0][0] for view in views]
     leaves = [target for target in targets if target.name() == "torch::autograd::AccumulateGrad"]
     added = any(_is_asked(leaf, returned=False) for leaf in leaves)
     return any(_is_asked(target, returned=True) for target in targets), added, [leaf.variable for leaf in leaves]

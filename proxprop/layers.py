@@ -208,12 +208,15 @@ class ProxPropLayer(nn.Module):
             return self._without_step(str(error), used, *args, **kwargs)
         if torch.compiler.is_compiling():
             return self._compiled(used, trained, *args, **kwargs)
+        # Autograd runs last what was made first: a parameter has its direction after the input has its gradient. So a
+        # hook that steps the parameter then (an optimizer in the backward pass) does not change what that is made of.
+        targets = [None if p is None else p.view_as(p) for p in parameters]
         output, make_design, inputs = self._linearised(_detached(used), trained, *args, **kwargs)
         self._check_real(output)
         if computed:
             make_design = functools.partial(self._computed_design, make_design, len(inputs), parameters, trained)
             inputs = (*inputs, *computed)
-        return ProximalStep.apply(output, self._proximal, make_design, len(inputs), *inputs, *parameters)
+        return ProximalStep.apply(output, self._proximal, make_design, len(inputs), *inputs, *targets)
 
     def _check_real(self, output: Tensor) -> None:
         if output.is_complex():

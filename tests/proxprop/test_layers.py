@@ -186,6 +186,29 @@ def test_a_checkpointed_layer_computes_the_same(pair, mode, reentrant):
     torch.testing.assert_close(layer.weight.grad, plain, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("by", ["hand", "optimizer"])
+@pytest.mark.parametrize("mode", ["prox_cg2", "published_cg2", "gradient"])
+def test_a_parameter_may_be_stepped_as_soon_as_it_has_its_direction(pair, mode, by):
+    """As where the optimizer's step is in the backward pass; the input's gradient is that of the former parameters."""
+    proximal, plain, x = pair
+    proximal.optimization_mode = mode
+    before = {name: p.detach().clone() for name, p in proximal.named_parameters()}
+    inputs = [leaf_of(x), leaf_of(x)]
+    seed = torch.randn_like(plain(x))
+    for layer, input in zip((plain, proximal), inputs, strict=True):
+        if layer is proximal:
+            for p in layer.parameters():
+                optimizer = torch.optim.SGD([p], lr=10.0)
+                step = optimizer.step if by == "optimizer" else lambda p=p: p.data.sub_(10 * p.grad)
+                p.register_post_accumulate_grad_hook(lambda p, step=step: (step(), None)[1])
+        layer(torch.relu(input) if input.is_floating_point() else input).backward(seed)
+    if x.is_floating_point():
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    for name, p in proximal.named_parameters():
+        assert p.grad.any()
+        torch.testing.assert_close(p.detach(), before[name] - 10 * p.grad)
+
+
 def test_double_backward_raises_pytorchs_own_error(pair):
     proximal, _, x = pair
     if not x.is_floating_point():
