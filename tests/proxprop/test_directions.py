@@ -336,7 +336,7 @@ def test_right_hand_sides_by_patches_and_by_convolutions_agree(name, elements, m
     _, make_design, _ = layer._linearised(layer._used(), (True, True), x)
     design = make_design(x)
     by_convolutions = design.right_hand_side(gradient)
-    assert torch.allclose(design._by_patches(gradient), by_convolutions, rtol=1e-12)
+    assert torch.allclose(design._by_patches(gradient, gradient.dtype), by_convolutions, rtol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["prox_exact", "prox_cg2"])
