@@ -52,13 +52,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("results", metavar="RESULTS", type=user_path, help="a folder with the runs in it or below")
     parser.add_argument("--x", metavar="KEY", required=True, help="a key of the config, e.g. proxprop.tau_prox")
     parser.add_argument("--hue", metavar="KEY", help="a key with one curve for each of its values")
-    parser.add_argument("--y", metavar="NUMBER", default="train_loss", help=f"of: {', '.join(NUMBERS)}")
+    numbers = f"of: {', '.join(NUMBERS)} (default: train_loss)"
+    parser.add_argument("--y", metavar="NUMBER", default="train_loss", help=numbers)
     add_output(parser)
-    parser.add_argument(
-        "--where", metavar="KEY=VALUE", action="append", default=[], help="of the runs, take these alone"
-    )
-    for axis in ("x", "y"):
-        parser.add_argument(f"--{axis}scale", choices=["log", "linear"], help="default: log for a wide range")
+    where = "of the runs, take these alone; may be repeated"
+    parser.add_argument("--where", metavar="KEY=VALUE", action="append", default=[], help=where)
+    for axis, which in {"x": "a wide range", "y": "a wide range of what is no accuracy"}.items():
+        parser.add_argument(f"--{axis}scale", choices=["log", "linear"], help=f"default: log for {which}")
     parser.add_argument("--title", help="default: what is drawn")
     return parser
 

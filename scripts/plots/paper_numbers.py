@@ -21,5 +21,4 @@ MLP_TEST_ACCURACY = {"gradient": 0.54, "proxprop": 0.56}
 """Section 5.1, with "about"."""
 
 CONVNET_BEST_VAL_ACCURACY = {"gradient": 0.717, "proxprop": 0.729}
-CONVNET_TEST_ACCURACY = {"gradient": 0.696, "proxprop": 0.707}
 """Section 5.3, after 50 epochs."""
