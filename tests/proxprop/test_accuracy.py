@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from proxprop import ProxPropConv2d, ProxPropLinear
-from proxprop.design import LinearDesign
+from proxprop.design import LinearDesign, MatrixDesign
 from proxprop.systems import Primal
 
 BATCH = 500
@@ -180,6 +180,19 @@ def test_conjugate_gradients_in_float32(problem, iterations):
         for tau, bound in bounds(paper_tau):
             actual = reference.actual(tau, f"prox_cg{iterations}")[:, reference.outputs]
             assert error(actual, reference.conjugate_gradients(tau, iterations)) < bound
+
+
+def test_layers_of_the_papers_networks_are_solved_once(problem, monkeypatch):
+    """In float32: a look at what rounding has of a direction finds enough digits."""
+
+    def refuse(design, dtype):
+        raise AssertionError(f"solved again in {dtype}")
+
+    monkeypatch.setattr(MatrixDesign, "in_precision", refuse)
+    paper_tau, references = problem
+    for reference in references:
+        for mode in ("prox_exact", "prox_cg3", "prox_cg10"):
+            assert reference.actual(paper_tau, mode).isfinite().all()
 
 
 class Cancellation:
