@@ -54,8 +54,7 @@ class Rounding:
 
 
 TOLERABLE = 1e-2
-"""Which relative error a direction may have by such an estimate, which is mostly several times too large. Layers of the
-paper's networks and of ResNet-18 have at most 3e-4."""
+"""Which relative error a direction may have by such an estimate, which is mostly several times too large."""
 
 
 def conjugate_gradients(

@@ -219,6 +219,16 @@ class GramSystem(System):
         return image
 
 
+class RowSystem(GramSystem):
+    """A form whose vectors have an entry for each row of A, D = AᵀC; all of it is in the working precision."""
+
+    rough = True
+
+    def lost(self, value: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+        return self.largest.sqrt() * length * eps(value)
+
+
 class DirectSystem(GramSystem):
     """A form whose matrix can be formed, and factorised.
 
@@ -425,14 +435,13 @@ class Diagonal(Primal):
         return self.parameters(self.residual / (self.matrix + self.beta).clamp(min=smallest))
 
 
-class Dual(DirectSystem):
+class Dual(RowSystem, DirectSystem):
     """m×m: D = AᵀC with (AAᵀ + βI) C = G; the product with Aᵀ replaces back-propagation's own.
 
     Iterations and the product with the inverse run in the working precision.
     """
 
     design: MatrixDesign
-    rough = True
     _amplification: float = 0.0
     """Of rounding in G, by a product with (AAᵀ + βI)⁻¹."""
 
@@ -452,10 +461,6 @@ class Dual(DirectSystem):
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.dual
-
-    def lost(self, value: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(value, dim=-1, keepdim=True)
-        return self.largest.sqrt() * length * eps(value)
 
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.direction_of(self.design.from_rows(value))
@@ -490,13 +495,11 @@ class Dual(DirectSystem):
         return right @ inverse.to(right.dtype)
 
 
-class Spectral(GramSystem):
+class Spectral(RowSystem):
     """The dual form in the basis of AAᵀ's eigenvectors, U: iterations are element by element.
 
     The eigendecomposition (in the accumulation precision) costs about as much as a few products with AAᵀ.
     """
-
-    rough = True
 
     def __init__(self, design: GramDesign, gradient: Tensor, beta: float) -> None:
         super().__init__(design, gradient, beta)
@@ -519,10 +522,6 @@ class Spectral(GramSystem):
 
     def gram_times(self, p: Vector) -> Tensor:
         return p.dual
-
-    def lost(self, value: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(value, dim=-1, keepdim=True)
-        return self.largest.sqrt() * length * eps(value)
 
     def parameters(self, value: Tensor) -> Parameters:
         return self.design.direction_of(self.design.from_rows(value @ self.matrix.mT))

@@ -965,6 +965,15 @@ def another_thread():
         yield lambda function, *args: executor.submit(function, *args).result()
 
 
+def assert_steps_of_their_masks(layer, x, gradient, outputs):
+    """``outputs`` are pairs of a mask and of the output that the layer gave within it."""
+    for mask, output in outputs:
+        reference = oracle.exact(layer, [x[mask]], gradient[mask], 0.7)
+        layer.zero_grad()
+        output.backward(gradient)
+        assert oracle.relative_error(gradients(layer), reference) < 1e-9
+
+
 def test_masks_are_those_of_their_threads():
     layer, x, gradient = case("tokens", "prox_exact")
     first, second = torch.rand(2, 16, 3) < 0.6
@@ -981,11 +990,7 @@ def test_masks_are_those_of_their_threads():
         outputs.append((second, elsewhere(layer, x)))
         elsewhere(inner.__exit__, None, None, None)
         outputs.append((everything, elsewhere(layer, x)))
-    for mask, output in outputs:
-        reference = oracle.exact(layer, [x[mask]], gradient[mask], 0.7)
-        layer.zero_grad()
-        output.backward(gradient)
-        assert oracle.relative_error(gradients(layer), reference) < 1e-9
+    assert_steps_of_their_masks(layer, x, gradient, outputs)
 
 
 def test_masks_may_end_in_any_order():
@@ -1000,11 +1005,7 @@ def test_masks_may_end_in_any_order():
     outputs = [(masks[1], layer(x))]
     second.__exit__(None, None, None)
     outputs.append((torch.ones_like(masks[1]), layer(x)))
-    for mask, output in outputs:
-        reference = oracle.exact(layer, [x[mask]], gradient[mask], 0.7)
-        layer.zero_grad()
-        output.backward(gradient)
-        assert oracle.relative_error(gradients(layer), reference) < 1e-9
+    assert_steps_of_their_masks(layer, x, gradient, outputs)
 
 
 def test_replicas_of_data_parallel_have_threads_without_the_mask():
