@@ -325,7 +325,7 @@ class DirectSystem(GramSystem):
         part = copy.copy(self)
         assert isinstance(self.design, MatrixDesign)
         part.design = self.design.of_outputs(range(len(weights)), self.design.dtype)
-        part.gradient = part.design.from_rows(weights.to(self.gradient) @ self.design.to_rows(self.gradient))
+        part.gradient = self.design.sums(weights.to(self.gradient), self.gradient)
         return part
 
     def _keeps_digits(self, value: Tensor) -> bool:

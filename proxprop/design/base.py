@@ -289,6 +289,10 @@ class MatrixDesign(GramDesign):
         part.weight_shape = (self.groups * part.outputs, *self.weight_shape[1:])
         return part
 
+    def sums(self, weights: Tensor, output: Tensor) -> Tensor:
+        """Weighted sums of each group's outputs, ``weights`` being ``[sums, o]``; an output of ``of_outputs``."""
+        return self.of_outputs(range(len(weights)), self.dtype).from_rows(weights @ self.to_rows(output))
+
     def gram(self, dtype: torch.dtype | None = None, precise: bool = False) -> Tensor:
         dtype = dtype or accumulation_dtype(self.input)
         precise = precise and self.rough_gram

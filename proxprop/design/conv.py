@@ -355,6 +355,11 @@ class ConvDesign(MatrixDesign):
         grouped = rows.reshape(self.groups, self.outputs, -1, self.input.shape[0])
         return grouped.permute(3, 0, 1, 2).reshape(self.input.shape[0], -1, *self.positions)
 
+    def sums(self, weights: Tensor, output: Tensor) -> Tensor:
+        # Without the rows, which are a copy in another order.
+        grouped = self._batched(output).reshape(self.input.shape[0], self.groups, self.outputs, -1)
+        return (weights @ grouped).reshape(self.input.shape[0], -1, *self.positions)
+
     def _patches(self, padded: Tensor, images_last: bool = False) -> Tensor:
         """The rows of A for some padded images, ``[g, rows, d]``."""
         parts = []

@@ -51,6 +51,18 @@ def test_factorisations_in_both_forms(name, form):
     assert oracle.relative_error(actual, expected(layer, [x], gradient, "prox_exact", TAU)) < 1e-9
 
 
+@pytest.mark.parametrize(
+    "name", ["wide", "sequence", "embedding", "conv2d groups", "conv2d unbatched", "conv_transpose2d strided"]
+)
+def test_sums_of_outputs_have_the_sums_of_their_right_hand_sides(name):
+    layer, x, gradient = prepared(*LAYERS[name], "gradient", TAU)
+    design = design_of(layer, x)
+    weights = torch.randn(3, design.outputs, dtype=gradient.dtype)
+    part = design.of_outputs(range(3), gradient.dtype)
+    actual = part.right_hand_side(design.sums(weights, gradient))
+    assert torch.allclose(actual, weights @ design.right_hand_side(gradient), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("form", ITERATIVE)
 def test_published_rules_in_every_form(form):
     layer, x, gradient = prepared(*LAYERS["wide"], "gradient", 0.05)
