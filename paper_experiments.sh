@@ -19,7 +19,8 @@ the runs that are finished and goes on with the one that was under way.
                 deviation about it as a band
   --device D    auto (default), cpu, cuda or cuda:N
   --output DIR  where the runs go, one folder a run: DIR/paper, DIR/paper_text and so on, as the
-                folders of configs are named (default: results/local, which git ignores)
+                folders of configs are named (default: results/local, which git ignores); the figures
+                go to paper_plots.pdf beside this script, in place of those of the call before
   key=value     settings of every run instead of the configs' own, for example:
                 epochs=10 seed=1 optimizer.lr=0.5 data.root=/data
                 Give them an --output of their own: runs with other settings are not mixed.

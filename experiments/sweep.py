@@ -11,6 +11,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from experiments.command.cli import RESULTS, Parser, UsageError, run_command, user_path
 from experiments.config import DEVICE
@@ -45,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="run each config with the seeds 0 to N-1")
     parser.add_argument("--overwrite", action="store_true", help="start all runs afresh, finished ones, too")
-    parser.add_argument("--check", action="store_true", help="only check configs, device and folders; run nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="only check configs, device, launcher and folders; run nothing"
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each of --devices)")
     parser.add_argument("--devices", metavar="D,D", help="devices to share out, e.g. cpu or cuda:0,cuda:1")
     parser.add_argument(
@@ -72,12 +75,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
     runs = plan(
         paths, overrides, arguments.output, seeds=arguments.seeds, afresh=arguments.overwrite, elsewhere=elsewhere
     )
+    executor = _executor(arguments)
     if arguments.check:
         return 0
     already = {run.folder: skipped(run) for run in runs}
     waiting = [run for run in runs if already[run.folder] is None]
     failed = set()
-    for outcome in itertools.chain(filter(None, already.values()), _launch(waiting, arguments)):
+    for outcome in itertools.chain(filter(None, already.values()), _launch(waiting, arguments, executor)):
         if outcome.failed:
             failed.add(outcome.run.folder)
             print(f"error: {outcome.run.config.name}: {outcome.text}", file=sys.stderr, flush=True)
@@ -110,7 +114,14 @@ def _devices(arguments: argparse.Namespace) -> list[str]:
     return arguments.devices.split(",") if arguments.devices is not None else []
 
 
-def _launch(runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> Iterator[Outcome]:
+def _executor(arguments: argparse.Namespace) -> Any:
+    """What takes jobs, where a cluster is to run them."""
+    if arguments.launcher == "local":
+        return None
+    return cluster.make_executor(arguments.output / "submitit", apply_overrides({}, arguments.submitit))
+
+
+def _launch(runs: Sequence[PlannedRun], arguments: argparse.Namespace, executor: Any) -> Iterator[Outcome]:
     if not runs:
         return iter(())
     devices = _devices(arguments)
@@ -118,9 +129,8 @@ def _launch(runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> Iterat
         return serial.launch(runs)
     for config in {run.config.data for run in runs}:
         load(config, resolve_device("cpu"))  # what is missing is known at the start
-    if arguments.launcher == "submitit":
-        parameters = apply_overrides({}, arguments.submitit)
-        return cluster.launch(runs, arguments.output / "submitit", arguments.jobs, parameters)
+    if executor is not None:
+        return cluster.launch(runs, executor, arguments.jobs)
     return processes.launch(runs, arguments.jobs or len(devices), devices)
 
 

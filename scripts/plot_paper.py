@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from experiments.command.cli import Parser, UsageError, run_command, user_path
+from experiments.command.errors import RecordError
 from experiments.folder.read import RecordedRun, find_runs, read_run
 from scripts.plots import style, table1
 from scripts.plots.draw import Drawn, draw_figure, time_note
@@ -68,14 +69,14 @@ def published_page(figure: Figure, runs: Runs, published: Runs, quiet: Sequence[
 
 
 def shown_figures(runs: Runs) -> list[Figure]:
-    """The figures of which there is a run; all if there is none at all."""
-    return [figure for figure in FIGURES if any(curve.run in runs for curve in figure.curves)] or list(FIGURES)
+    """The figures of which there is a run."""
+    return [figure for figure in FIGURES if any(curve.run in runs for curve in figure.curves)]
 
 
 def make_pages(runs: Runs, published: Runs, table_1: Sequence[RecordedRun], quiet: Sequence[RecordedRun]) -> list[Page]:
     figures = shown_figures(runs)
     pages = [own_page(figure, runs, quiet) for figure in figures]
-    pages += [published_page(figure, runs, published, quiet) for figure in shown_figures(published) if published]
+    pages += [published_page(figure, runs, published, quiet) for figure in shown_figures(published)]
     groups = [*runs.values(), *published.values()]
     footer = Footer.of(recorded(groups), [seconds_note(quiet, groups)])
     pages.append(draw_table(make_table(figures, runs, published), footer))
@@ -89,6 +90,9 @@ def plot(options: argparse.Namespace) -> int:
     if options.output.suffix != ".pdf":
         raise UsageError(f"--output must end in .pdf, got {options.output}")
     runs = load_runs(*options.results)
+    if not shown_figures(runs):
+        raise RecordError(f"{' '.join(map(str, options.results))}: no run of the paper's figures, which are known by "
+                          "their folders' names (scripts/plots/figures.py); for sweeps, see plot_sweep.py")  # fmt: skip
     published = load_runs(*options.published)
     table_1 = read_all(options.table1)
     quiet = read_all(options.seconds_from)
@@ -100,7 +104,8 @@ def plot(options: argparse.Namespace) -> int:
     if options.table:
         text = to_markdown(make_table(shown_figures(runs), runs, published))
         if table_1:
-            text += f"\n**{table1.TITLE}**\n\n{table1.to_markdown(table1.read_table(table_1)[0])}"
+            rows, found = table1.read_table(table_1)
+            text += f"\n**{table1.title(found)}**\n\n{table1.to_markdown(rows)}"
         write(options.table, text.encode())
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,33 +19,45 @@ from experiments.launch.watch import watch
 from experiments.training.device import memory_errors
 
 
-def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters: dict[str, Any]) -> Iterator[Outcome]:
-    """Each run as a job, up to `jobs` at a time (None: all at once).
-
-    A job that gets submitit's warning signal, before a time limit or when preempted, is queued again and goes on from
-    its checkpoint.
+def make_executor(logs: Path, parameters: dict[str, Any]) -> Any:
+    """submitit's, which takes jobs.
 
     Args:
         logs: a folder on a file system that the jobs share.
-        parameters: submitit's, e.g. timeout_min, gpus_per_node, slurm_partition; `cluster` is 'slurm' or 'local' (by
-            default SLURM where it is there).
+        parameters: submitit's, e.g. timeout_min, gpus_per_node, slurm_partition; `cluster` is 'slurm', the default, or
+            'local'.
 
     Raises:
-        ConfigError: submitit is not installed or does not know a parameter.
-        Interrupted: by SIGINT or SIGTERM, once the jobs are cancelled.
+        ConfigError: submitit is not installed, does not know a parameter, or finds no cluster.
     """
     try:
         import submitit
     except ImportError as error:
         raise ConfigError("--launcher submitit needs a package that is not installed: pip install submitit") from error
     options = dict(parameters)
-    # The jobs' interpreters inherit it; they may start in another folder.
-    os.environ["PYTHONPATH"] = import_path()
+    cluster = options.pop("cluster", "slurm")
+    if cluster == "slurm" and shutil.which("srun") is None:
+        raise ConfigError("--launcher submitit: no SLURM here (no srun on PATH); with --submitit cluster=local the "
+                          "jobs run on this machine")  # fmt: skip
     try:
-        executor = submitit.AutoExecutor(folder=logs / "%j", cluster=options.pop("cluster", None))
+        executor = submitit.AutoExecutor(folder=logs / "%j", cluster=cluster)
         executor.update_parameters(**options)
     except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise ConfigError(f"--submitit: {reason(error)}") from error
+    return executor
+
+
+def launch(runs: Sequence[PlannedRun], executor: Any, jobs: int | None) -> Iterator[Outcome]:
+    """Each run as a job of ``executor``, up to `jobs` at a time (None: all at once).
+
+    A job that gets submitit's warning signal, before a time limit or when preempted, is queued again and goes on from
+    its checkpoint.
+
+    Raises:
+        Interrupted: by SIGINT or SIGTERM, once the jobs are cancelled.
+    """
+    # The jobs' interpreters inherit it; they may start in another folder.
+    os.environ["PYTHONPATH"] = import_path()
 
     def start(run: PlannedRun) -> _Job:
         try:

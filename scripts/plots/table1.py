@@ -14,17 +14,21 @@ from matplotlib.figure import Figure as Page
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from experiments.command.errors import RecordError
+from experiments.config import differing_keys
 from experiments.folder.read import RecordedRun
 from scripts.plots import style
 from scripts.plots.draw import draw_band, log_bottom, new_page, scale_loss
 from scripts.plots.notes import Footer, joined
 from scripts.plots.paper_numbers import STEP_SIZES, TABLE_1
+from scripts.plots.runs import SEED_KEYS
 from scripts.plots.sweep import Answer, Cell, Question, answer
 from scripts.plots.table import cell as formatted
 from scripts.plots.table import rule, write_row
 
-TITLE = "Table 1: the MLP's full-batch loss over the step size τ (the learning rate), τ_θ = 1"
 X, HUE = "optimizer.lr", "proxprop.optimization_mode"
+VARIES = {X, HUE, *SEED_KEYS, "epochs", "data.root"}
+"""In which keys the runs of one table may differ."""
 LABELS = {"gradient": "BackProp", "cg1": "ProxProp (cg1)", "cg3": "ProxProp (cg3)", "cg5": "ProxProp (cg5)"}
 SOLVERS = {"published": "published solver", "prox": "as stated"}
 TOP_NOTE = "at the top: × diverged, ▲ above the axis; ⊗ NaN in the paper, △ above the axis in the paper"
@@ -57,7 +61,15 @@ class Row:
 
 
 def read_table(runs: Sequence[RecordedRun]) -> tuple[list[Row], Answer]:
-    """The rows of which there is at least one run, in the paper's order."""
+    """The rows of which there is at least one run, in the paper's order.
+
+    Raises:
+        RecordError: runs differ in more than the table has a place for, or none has begun.
+    """
+    for run in runs[1:]:
+        if keys := sorted({*differing_keys(runs[0].config, run.config)} - VARIES):
+            raise RecordError(f"{runs[0].folder} and {run.folder} differ in {', '.join(keys)}: the runs of a Table 1 "
+                              f"differ in {X}, {HUE}, seeds and epochs alone")  # fmt: skip
     by_row = itertools.groupby(sorted(runs, key=_mode), key=_mode)
     begun = [run for _, row in by_row for run in _as_far_as_all(_longest(row))]
     found = answer(Question(X, HUE, "train_loss"), begun or runs, unfinished=bool(begun))
@@ -70,6 +82,11 @@ def read_table(runs: Sequence[RecordedRun]) -> tuple[list[Row], Answer]:
             if any(row.cells):
                 rows.append(row)
     return rows, found
+
+
+def title(found: Answer) -> str:
+    tau = found.runs[0].config.proxprop.tau_prox
+    return f"Table 1: the MLP's full-batch loss over the step size τ (the learning rate), τ_θ = {tau:g}"
 
 
 def _mode(run: RecordedRun) -> str:
@@ -116,7 +133,7 @@ def _notes(rows: Sequence[Row], found: Answer) -> list[str]:
 
 def draw_table1(rows: Sequence[Row], found: Answer) -> Page:
     """Lines are measured, open markers are the paper's; what diverged, or is above the axis, is marked at its top."""
-    page = new_page(TITLE)
+    page = new_page(title(found))
     footer = Footer.of(found.runs, [*_notes(rows, found), TOP_NOTE])
     footer.draw(page)
     bottom = footer.top + 0.1
@@ -142,26 +159,21 @@ def draw_table1(rows: Sequence[Row], found: Answer) -> Page:
     for method, losses in TABLE_1.items():
         line = style.LINES[method]
         shown = [loss if loss <= TOP else math.nan for loss in losses]
-        axes.plot(STEP_SIZES, shown, linestyle="", marker=line.marker or "p", markersize=10, markerfacecolor="none",
-                  markeredgecolor=line.color, markeredgewidth=1.1, zorder=4)  # fmt: skip
+        handles += axes.plot(STEP_SIZES, shown, linestyle="", marker=_marker(line), markersize=10,
+                             markerfacecolor="none", markeredgecolor=line.color, markeredgewidth=1.1, zorder=4,
+                             label=f"{LABELS[method]}, the paper")  # fmt: skip
         for tau, loss in zip(STEP_SIZES, losses, strict=True):
             if sign := _sign(loss, "⊗", "△"):
                 tops[tau].append((sign, line.color))
     for tau, signs in tops.items():
         _mark_top(axes, tau, signs)
-    for method in TABLE_1:
-        if method not in {row.method for row in rows}:
-            handles.append(
-                _paper_marker(style.LINES[method].color, style.LINES[method].marker, f"{LABELS[method]}, the paper")
-            )
-    handles.append(_paper_marker(style.MUTED, "o", "open markers: the paper's numbers"))
     page.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.038, style.LEGEND_TOP), ncols=4,
                 borderaxespad=0, handlelength=3, fontsize=8)  # fmt: skip
     return page
 
 
-def _paper_marker(color: str, marker: str, label: str) -> Line2D:
-    return Line2D([], [], color=color, marker=marker, markersize=10, markerfacecolor="none", linestyle="", label=label)
+def _marker(line: style.Line) -> str:
+    return line.marker or "p"
 
 
 def _draw_row(axes: Axes, row: Row) -> Line2D:
@@ -174,7 +186,7 @@ def _draw_row(axes: Axes, row: Row) -> Line2D:
         STEP_SIZES,
         means,
         color=line.color,
-        marker=line.marker or "p",
+        marker=_marker(line),
         markersize=4.5,
         linewidth=style.LINE_WIDTH,
         linestyle=style.PUBLISHED_LINESTYLE if published else "-",
@@ -233,7 +245,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 def draw_numbers(rows: Sequence[Row], found: Answer) -> Page:
     """The table as a page; the paper's rows in grey."""
-    page = new_page(TITLE)
+    page = new_page(title(found))
     footer = Footer.of(found.runs, _notes(rows, found))
     footer.draw(page)
     heading, *lines = as_text(rows)

@@ -62,6 +62,13 @@ def test_no_results(make: bool, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "paper.pdf").exists()
 
 
+def test_runs_of_which_the_paper_has_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "runs" / "mine")
+    assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "x.pdf")]) == 2
+    assert_one_line_error(capsys, "runs: no run of the paper's figures")
+    assert not (tmp_path / "x.pdf").exists()
+
+
 def test_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a" / "mlp_sgd_cg3")
     assert main([str(tmp_path / "a"), "--output", str(tmp_path / "no" / "paper.pdf")]) == 2

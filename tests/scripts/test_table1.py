@@ -8,7 +8,7 @@ import pytest
 from experiments.command.errors import RecordError
 from scripts.plot_paper import main, read_all
 from scripts.plots.paper_numbers import STEP_SIZES, TABLE_1
-from scripts.plots.table1 import TOP, as_text, draw_table1, read_table, to_markdown
+from scripts.plots.table1 import TOP, as_text, draw_table1, read_table, title, to_markdown
 
 from .synthetic import write_run
 
@@ -92,6 +92,29 @@ def test_a_run_made_in_two_places_counts_once(tmp_path: Path) -> None:
     assert sum(run.folder.parent == there for run in found.runs) == 2  # one that is over, and one that is farther
 
 
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        ({"batch_size": 100}, "batch_size"),
+        ({"proxprop": {"optimization_mode": "prox_cg3", "tau_prox": 0.5}}, "proxprop.tau_prox"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["prox_cg3", "prox_cg1"])  # in the same cell, and in another row
+def test_runs_of_other_settings_are_no_part_of_the_table(tmp_path: Path, mode: str, settings, keys: str) -> None:
+    write_table(tmp_path, "prox_cg3", step_sizes=[1.0])
+    settings = {"optimizer": {"name": "sgd", "lr": 1.0}, "proxprop": {"tau_prox": 1.0}, "epochs": 50} | settings
+    settings["proxprop"] = settings["proxprop"] | {"optimization_mode": mode}
+    write_run(tmp_path / "other", epochs=50, settings=settings)
+    with pytest.raises(RecordError, match=rf"lr=1 and \S+other differ in {keys}: the runs of a Table 1 differ in"):
+        read_table(read_all([tmp_path]))
+
+
+def test_the_title_names_the_step_size_of_the_layers(tmp_path: Path) -> None:
+    settings = {"optimizer": {"name": "sgd", "lr": 1.0}, "proxprop": {"optimization_mode": "prox_cg3", "tau_prox": 0.5}}
+    write_run(tmp_path / "one", settings=settings)
+    assert title(read_table(read_all([tmp_path]))[1]).endswith("τ_θ = 0.5")
+
+
 def test_where_nothing_has_begun_one_line_says_so(tmp_path: Path) -> None:
     write_table(tmp_path, "prox_cg3", 0, step_sizes=[1.0])
     (tmp_path / "optimization_mode=prox_cg3,lr=1" / "summary.json").unlink()
@@ -114,6 +137,10 @@ def test_the_figure_has_every_number_of_the_paper_within_its_axis_or_marked_abov
     assert all(low < loss < high for loss in drawn)
     notes = " ".join(text.get_text() for text in page.texts)
     assert "in place of 50 epochs: ProxProp (cg3), as stated: 15 epochs" in notes
+    (legend,) = page.legends
+    assert {f"{method}, the paper" for method in ("BackProp", "ProxProp (cg3)")} < {
+        text.get_text() for text in legend.get_texts()
+    }
     assert "missing: ProxProp (cg3), as stated at 50, ProxProp (cg3), as stated at 10" in notes
 
 

@@ -183,6 +183,11 @@ def test_missing_data_is_known_before_any_process_starts(write_config, monkeypat
         (["--launcher", "submitit", "--submitit", "cluster=local", "--submitit", "warp=9"], "--submitit: .*warp"),
         (["--launcher", "submitit", "--submitit", "cluster=local", "--submitit", "timeout_min=x"], "--submitit: "),
         (["--launcher", "submitit", "--submitit", "cluster=[1]"], "--submitit: "),
+        (["--launcher", "submitit", "--check", "--submitit", "cluster=mars"], "--submitit: .*mars"),
+        (
+            ["--launcher", "submitit", "--check", "--submitit", "slurm_partition=gpu"],
+            ".*: no SLURM here .*cluster=local",
+        ),
     ],
 )
 def test_options_that_cannot_be_met_are_one_line(write_config, monkeypatch, capsys, arguments, line):
