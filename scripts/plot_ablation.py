@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from experiments.command.cli import Parser, run_command, user_path
-from experiments.folder.read import find_runs, read_run
+from experiments.folder.read import read_runs
 from scripts.plots import style
 from scripts.plots.ablation import draw_ablation, read_parts
 from scripts.plots.output import add_output, check_format, figure_bytes, write
@@ -24,9 +24,8 @@ from scripts.plots.output import add_output, check_format, figure_bytes, write
 
 def plot(options: argparse.Namespace) -> int:
     check_format(options.output)
-    folders = {folder for root in options.runs for folder in find_runs(root)}
     style.apply()
-    page = draw_ablation(read_parts([read_run(folder) for folder in sorted(folders)]))
+    page = draw_ablation(read_parts(read_runs(*options.runs)))
     write(options.output, figure_bytes(page, options.output.suffix))
     return 0
 

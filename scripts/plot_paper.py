@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.command.errors import RecordError
-from experiments.folder.read import RecordedRun, find_runs, read_run
+from experiments.folder.read import RecordedRun, read_runs
 from scripts.plots import style, table1
 from scripts.plots.draw import Drawn, draw_figure, time_note
 from scripts.plots.figures import FIGURES, Figure
@@ -94,8 +94,8 @@ def plot(options: argparse.Namespace) -> int:
         raise RecordError(f"{' '.join(map(str, options.results))}: no run of the paper's figures, which are known by "
                           "their folders' names (scripts/plots/figures.py); for sweeps, see plot_sweep.py")  # fmt: skip
     published = load_runs(*options.published)
-    table_1 = read_all(options.table1)
-    quiet = read_all(options.seconds_from)
+    table_1 = read_runs(*options.table1)
+    quiet = read_runs(*options.seconds_from)
     if quiet:
         runs, published = with_seconds_of(runs, quiet), with_seconds_of(published, quiet)
     style.apply()
@@ -108,10 +108,6 @@ def plot(options: argparse.Namespace) -> int:
             text += f"\n**{table1.title(found)}**\n\n{table1.to_markdown(rows)}"
         write(options.table, text.encode())
     return 0
-
-
-def read_all(roots: Iterable[Path]) -> list[RecordedRun]:
-    return [read_run(folder) for root in roots for folder in find_runs(root)]
 
 
 def print_notes(runs: Runs) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from experiments.command.cli import Parser, run_command, user_path
-from experiments.folder.read import find_runs, read_run
+from experiments.folder.read import read_runs
 from scripts.plots import style
 from scripts.plots.output import add_output, check_format, figure_bytes, write
 from scripts.plots.rivals import Costs, by_network, draw_rivals, without_costs
@@ -25,7 +25,7 @@ from scripts.plots.runs import left_out_note, load_runs
 def plot(options: argparse.Namespace) -> int:
     check_format(options.output)
     groups = [group for root in options.runs for group in load_runs(root).values()]
-    left_out = left_out_note(read_run(folder) for root in options.runs for folder in find_runs(root))
+    left_out = left_out_note(read_runs(*options.runs))
     costs = Costs.read(options.costs) if options.costs else Costs()
     networks = by_network(groups, costs)
     without = without_costs(networks, options.costs) if options.costs else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from experiments.command.cli import Parser, UsageError, run_command, user_path
-from experiments.folder.read import find_runs, read_run
+from experiments.folder.read import read_runs
 from scripts.plots import style
 from scripts.plots.output import add_output, check_format, figure_bytes, write
 from scripts.plots.sweep import NUMBERS, Question, answer
@@ -28,7 +28,7 @@ def plot(options: argparse.Namespace) -> int:
     check_format(options.output)
     where = dict(_condition(text) for text in options.where)
     question = Question(options.x, options.hue, options.y, where)
-    runs = [read_run(folder) for folder in find_runs(options.results)]
+    runs = read_runs(options.results)
     found = answer(question, runs)
     style.apply()
     page = draw_sweep(found, options.xscale, options.yscale, options.title)

@@ -35,7 +35,7 @@ from experiments.config.yaml_mapping import Mapping, apply_overrides, chain_of, 
 Point = dict[str, Any]
 """The value of each key of a grid at one of its points; keys as they are written there."""
 
-_SEED = ",seed="
+_SEED = "seed="
 _MOST_RUNS = 10_000
 """More in one file are a slip; naming and checking them would take minutes."""
 
@@ -110,14 +110,14 @@ def _command_of_one_that_extends(file: Path, base: Path) -> str | None:
 
 
 def without_seed(name: str) -> str:
-    """The name that the runs of one config share which differ in their seeds alone."""
-    return name.partition(_SEED)[0]
+    """The name that the runs of one config share which differ in their seeds alone; '' of a sweep over nothing else."""
+    return re.sub(rf"(^|,){_SEED}\d+$", "", name)
 
 
 def _with_seeds(config: Config, seeds: Sequence[int]) -> Iterator[Config]:
     """A plain config keeps its name with its own seed, so that a run made without others counts among them."""
     for seed in seeds or [config.seed]:
-        name = config.name if seed == config.seed else f"{config.name}{_SEED}{seed}"
+        name = config.name if seed == config.seed else f"{config.name},{_SEED}{seed}"
         yield config.model_copy(update={"name": name, "seed": seed})
 
 
@@ -196,7 +196,7 @@ def _at(mapping: Mapping, point: Point, seed: int | None, labels: dict[str, str]
             mapping = set_key(mapping, key, value)
     if seed is not None:
         mapping = set_key(mapping, "seed", seed)
-        parts.append(f"seed={seed}")
+        parts.append(f"{_SEED}{seed}")
     return set_key(mapping, "name", ",".join(parts))
 
 

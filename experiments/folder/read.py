@@ -207,6 +207,15 @@ def find_runs(root: Path) -> list[Path]:
     return sorted(folders)
 
 
+def read_runs(*roots: Path) -> list[RecordedRun]:
+    """All runs in `roots`, each once.
+
+    Raises:
+        RecordError: of `find_runs` or `read_run`.
+    """
+    return [read_run(folder) for folder in sorted({folder for root in roots for folder in find_runs(root)})]
+
+
 def read_diagnostics(folder: Path) -> pd.DataFrame:
     """The rows of `diagnostics.csv`, one for each layer in each epoch observed; see `LayerRecord`.
 

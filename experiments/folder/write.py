@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, astuple, fields
 from pathlib import Path
@@ -59,10 +59,8 @@ class RunWriter:
         self._rows = [COLUMNS, *map(_row, records)]
         self._layer_rows = [LAYER_COLUMNS, *map(_row, layer_records)]
         with writing(self.folder):
-            if records:  # with the checkpoint, a run that is made longer is none that is over
-                (self.folder / SUMMARY).unlink(missing_ok=True)
-            self._write(CONFIG, dump_config(config))  # first: where it cannot be written, all else is kept
-            (self.folder / SUMMARY).unlink(missing_ok=True)
+            # First: where it cannot be written, all else is kept. And a summary is never beside another run's config.
+            self._write(CONFIG, dump_config(config), before=self._remove_summary)
             if not layer_records:
                 (self.folder / DIAGNOSTICS).unlink(missing_ok=True)
             if not records:
@@ -93,8 +91,11 @@ class RunWriter:
         if len(self._layer_rows) > 1:
             self._write(DIAGNOSTICS, _csv(self._layer_rows))
 
-    def _write(self, name: str, text: str) -> None:
-        write_atomically(self.folder / name, lambda file: file.write(text.encode()))
+    def _remove_summary(self) -> None:
+        (self.folder / SUMMARY).unlink(missing_ok=True)
+
+    def _write(self, name: str, text: str, before: Callable[[], None] | None = None) -> None:
+        write_atomically(self.folder / name, lambda file: file.write(text.encode()), before)
 
 
 def _row(record: EpochRecord | LayerRecord) -> list[Any]:

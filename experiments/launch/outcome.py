@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from experiments.command.errors import RecordError
 from experiments.folder.checkpoint import remove_checkpoint
-from experiments.folder.read import read_config
+from experiments.folder.read import read_config, read_summary
 from experiments.launch.plan import PlannedRun
 
 
@@ -24,8 +24,12 @@ def skipped(run: PlannedRun) -> Outcome | None:
     try:
         if not run.is_done():
             return None
-        if not read_config(run.folder).keep_checkpoint:
+        earlier, summary = read_config(run.folder), read_summary(run.folder)
+        if not earlier.keep_checkpoint:
             remove_checkpoint(run.folder)  # which a kill after the last step may have left
     except (RecordError, OSError) as error:
         return Outcome(run, True, str(error))
-    return Outcome(run, False, f"{run.config.name}: skipped, already in {run.folder}")
+    text = f"{run.config.name}: skipped, already in {run.folder}"
+    if summary and "ended_by" in summary and run.config.time_limit != earlier.time_limit:
+        text += f", ended by its own time limit after epoch {summary['epochs']} (--overwrite runs it again)"
+    return Outcome(run, False, text)

@@ -78,5 +78,7 @@ class KFAC(torch.optim.SGD):
         super().load_state_dict(state["sgd"])
         self._maker.state["step"] = state["step"]
         for name, factors in state["factors"].items():
-            named = {f"kron_{factor}": factors[factor] for factor in _FACTORS}
-            self._model.get_submodule(name).fisher = SymMatrix(**named)
+            module = self._model.get_submodule(name)
+            device = next(module.parameters()).device  # checkpoints are read to the CPU
+            named = {f"kron_{factor}": factors[factor].to(device) for factor in _FACTORS}
+            module.fisher = SymMatrix(**named)

@@ -221,7 +221,11 @@ def _verdict(
 ) -> str:
     """'- Training loss: first of 14 is SOAP (0.021); ProxProp loses: its best, ProxProp (cg3) in Adam, is …'"""
     sign = 1 if lower_is_better else -1
-    order = sorted(methods, key=lambda method: _rank(sign * of(method).mean))
+
+    def place(method: Method) -> tuple[bool, float]:
+        return all(run.status == "diverged" for run in method.group.runs), _rank(sign * of(method).mean)
+
+    order = sorted(methods, key=place)
 
     def shown(method: Method) -> str:
         return cell_in_text(of(method).mean, form)
@@ -255,9 +259,10 @@ def search_to_markdown(runs: Sequence[RecordedRun]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def chosen(runs: Sequence[RecordedRun]) -> RecordedRun:
-    """The one with the lowest validation loss at its end."""
-    return min(runs, key=_val_loss)
+def chosen(runs: Sequence[RecordedRun]) -> RecordedRun | None:
+    """The one with the lowest validation loss at its end; None where all diverged."""
+    best = min(runs, key=_val_loss)
+    return best if math.isfinite(_val_loss(best)) else None
 
 
 def _val_loss(run: RecordedRun) -> float:

@@ -19,6 +19,8 @@ from experiments.folder.read import RecordedRun, find_runs, read_run
 
 SEED_KEYS = {"name", "seed", "order_seed"}
 LENGTH_KEYS = {"epochs", "data.root", "data.train_samples"}
+SPEED_KEYS = ("compile", "diagnostics_every")
+"""Which change nothing but the seconds."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,17 @@ def load_runs(*results: Path) -> dict[str, Replicates]:
             runs that are named as seeds of one config differ in more, or are of one seed.
     """
     by_name: dict[str, list[RecordedRun]] = {}
-    folders: dict[str, Path] = {}
+    folders: dict[tuple[str, str], Path] = {}
     for root in results:
         runs = [run for run in map(read_run, find_runs(root)) if len(run.metrics)]
         if not runs:
             raise RecordError(f"{root} holds no run that has recorded anything")
         for run in runs:
-            if other := folders.get(run.folder.name):
+            name = config_name(run.folder), run.folder.name
+            if other := folders.get(name):
                 raise RecordError(f"{other} and {run.folder}: two runs of one name; leave one of them out")
-            folders[run.folder.name] = run.folder
-            by_name.setdefault(without_seed(run.folder.name), []).append(run)
+            folders[name] = run.folder
+            by_name.setdefault(name[0], []).append(run)
     for runs in by_name.values():
         for run in runs[1:]:
             keys = set(differing_keys(runs[0].config, run.config)) - SEED_KEYS
@@ -106,6 +109,11 @@ def load_runs(*results: Path) -> dict[str, Replicates]:
                                   f"but they also differ in {', '.join(sorted(keys))}")  # fmt: skip
         refuse_twins(runs)
     return {name: Replicates(name, tuple(runs)) for name, runs in by_name.items()}
+
+
+def config_name(folder: Path) -> str:
+    """What a run's config is called: by its folder, or by the sweep's where that varies the seed alone."""
+    return without_seed(folder.name) or folder.parent.name
 
 
 def refuse_twins(runs: Iterable[RecordedRun]) -> None:
@@ -131,8 +139,8 @@ def left_out_note(runs: Iterable[RecordedRun]) -> str:
 def with_seconds_of(groups: dict[str, Replicates], quiet: Sequence[RecordedRun]) -> dict[str, Replicates]:
     """`groups` with the seconds an epoch of the `quiet` runs in place of their own.
 
-    A quiet run stands for all of the same settings, but for its length, its seeds and the number of its images: seconds
-    go by steps. A run for which there is none has no seconds (NaN).
+    A quiet run stands for all of the same settings (`compile` among them), but for its length, its seeds and the number
+    of its images: seconds go by steps. A run for which there is none has no seconds (NaN).
     """
     return {
         name: dataclasses.replace(group, runs=tuple(_with_seconds_of(run, quiet) for run in group.runs))
@@ -141,8 +149,13 @@ def with_seconds_of(groups: dict[str, Replicates], quiet: Sequence[RecordedRun])
 
 
 def _with_seconds_of(run: RecordedRun, quiet: Sequence[RecordedRun]) -> RecordedRun:
-    of_this = [one for one in quiet if set(differing_keys(one.config, run.config)) <= SEED_KEYS | LENGTH_KEYS]
-    steps = [one.seconds_per_epoch / steps_per_epoch(one.config) for one in of_this]
+    steps = [
+        one.seconds_per_epoch / steps_per_epoch(one.config)
+        for one in quiet
+        if one.seconds_per_epoch is not None
+        and set(differing_keys(one.config, run.config)) <= SEED_KEYS | LENGTH_KEYS
+        and all(getattr(one.config, key) == getattr(run.config, key) for key in SPEED_KEYS)
+    ]
     return with_seconds(run, pd.Series(steps, dtype=float).median() * steps_per_epoch(run.config))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from experiments.command.errors import RecordError
 from experiments.config import EXECUTION_KEYS, flat
 from experiments.folder.read import RecordedRun
+from scripts.plots.notes import joined
 from scripts.plots.runs import SEED_KEYS, Stat, left_out_note, refuse_twins
 
 NUMBERS = {
@@ -101,7 +102,23 @@ def answer(question: Question, runs: Sequence[RecordedRun], *, unfinished: bool 
     cells = [_cell(question, x, hue, members) for (x, hue), members in groups.items()]
     order = list(dict.fromkeys(cell.hue for cell in sorted(cells, key=lambda cell: sort_key(cell.hue))))
     cells.sort(key=lambda cell: (order.index(cell.hue), sort_key(cell.x)))
-    return Answer(question, tuple(cells), "" if unfinished else left_out_note(chosen))
+    note = "" if unfinished else joined(left_out_note(chosen), _lengths_note(question, cells))
+    return Answer(question, tuple(cells), note)
+
+
+def _lengths_note(question: Question, cells: Sequence[Cell]) -> str:
+    """Which points are means over runs of different lengths; nothing where none is."""
+    parts = []
+    for cell in cells:
+        lengths = sorted({run.epochs for run in cell.runs if run.status != "diverged"})
+        if len(lengths) > 1:
+            parts.append(f"{_at(question, cell.x, cell.hue)} ({' and '.join(map(str, lengths))} epochs)")
+    return f"means over runs of different lengths: {', '.join(parts)}" if parts else ""
+
+
+def _at(question: Question, x: Any, hue: Any) -> str:
+    """A point's place: 'optimizer.lr=1, model.name=mlp'."""
+    return f"{question.x}={label(x)}" + (f", {question.hue}={label(hue)}" if question.hue else "")
 
 
 def flat_keys(runs: Sequence[RecordedRun]) -> set[str]:
@@ -112,8 +129,9 @@ def _cell(question: Question, x: Any, hue: Any, runs: Sequence[RecordedRun]) -> 
     settings = [flat(run.config) for run in runs]
     differing = sorted(key for key in flat_keys(runs) if len({label(one.get(key)) for one in settings}) > 1)
     if extra := [key for key in differing if key not in _NO_MATTER]:
-        at = f"{question.x}={label(x)}" + (f", {question.hue}={label(hue)}" if question.hue else "")
-        raise RecordError(f"runs with {at} also differ in {', '.join(extra)}; choose with --hue or --where")
+        raise RecordError(
+            f"runs with {_at(question, x, hue)} also differ in {', '.join(extra)}; choose with --hue or --where"
+        )
     refuse_twins(runs)
     steady = [run for run in runs if run.status != "diverged"]
     return Cell(x, hue, tuple(runs), Stat.of(_number(run, question.y) for run in steady))

@@ -33,11 +33,12 @@ def to_markdown(answer: Answer) -> str:
     headings = [label(hue) if question.hue else question.y for hue in answer.hues]
     lines = [f"| {question.x} | {' | '.join(headings)} |", "|---:|" + "---:|" * len(headings)]
     for x in xs:
-        lines.append(f"| {x} | " + " | ".join(_text(cells.get((x, hue)), question.y) for hue in answer.hues) + " |")
+        lines.append(f"| {x} | " + " | ".join(text(cells.get((x, hue)), question.y) for hue in answer.hues) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _text(cell: Cell | None, name: str) -> str:
+def text(cell: Cell | None, name: str) -> str:
+    """A point as a cell of a table, of the number ``name``."""
     if cell is None:
         return "–"
     some = f"{cell.diverged} of {len(cell.runs)} diverged"

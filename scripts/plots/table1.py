@@ -23,10 +23,10 @@ from scripts.plots.notes import Footer, joined
 from scripts.plots.paper_numbers import STEP_SIZES, TABLE_1
 from scripts.plots.runs import SEED_KEYS
 from scripts.plots.sweep import Answer, Cell, Question, answer
-from scripts.plots.table import cell as formatted
+from scripts.plots.sweep_table import text as cell_text
 from scripts.plots.table import rule, write_row
 
-X, HUE = "optimizer.lr", "proxprop.optimization_mode"
+X, HUE, Y = "optimizer.lr", "proxprop.optimization_mode", "train_loss"
 VARIES = {X, HUE, *SEED_KEYS, "epochs", "data.root"}
 """In which keys the runs of one table may differ."""
 LABELS = {"gradient": "BackProp", "cg1": "ProxProp (cg1)", "cg3": "ProxProp (cg3)", "cg5": "ProxProp (cg5)"}
@@ -72,7 +72,7 @@ def read_table(runs: Sequence[RecordedRun]) -> tuple[list[Row], Answer]:
                               f"differ in {X}, {HUE}, seeds and epochs alone")  # fmt: skip
     by_row = itertools.groupby(sorted(runs, key=_mode), key=_mode)
     begun = [run for _, row in by_row for run in _as_far_as_all(_longest(row))]
-    found = answer(Question(X, HUE, "train_loss"), begun or runs, unfinished=bool(begun))
+    found = answer(Question(X, HUE, Y), begun or runs, unfinished=bool(begun))
     cells = {(cell.hue, cell.x): cell for cell in found.cells}
     rows = []
     for method in TABLE_1:
@@ -227,15 +227,9 @@ def as_text(rows: Sequence[Row]) -> list[list[str]]:
     for method, losses in TABLE_1.items():
         for row in rows:
             if row.method == method:
-                lines.append([row.label_with_cut, *(_cell(cell) for cell in row.cells)])
+                lines.append([row.label_with_cut, *(cell_text(cell, Y) for cell in row.cells)])
         lines.append([f"{LABELS[method]}, the paper", *("NaN" if math.isnan(loss) else f"{loss:g}" for loss in losses)])
     return lines
-
-
-def _cell(cell: Cell | None) -> str:
-    if cell is None:
-        return "–"
-    return "diverged" if cell.diverged == len(cell.runs) else formatted(cell.stat, "#.3g")
 
 
 def to_markdown(rows: Sequence[Row]) -> str:

@@ -1,5 +1,6 @@
 """A run that was stopped, however that happened, ends in the numbers of one that was not."""
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -438,6 +439,23 @@ def test_afresh_is_as_if_there_were_no_checkpoint(stopped):
     assert main([*stopped, "--overwrite"]) == 0
     assert main([*stopped, "--output", "whole"]) == 0
     assert_same_run(TINY, Path("whole"))
+
+
+def test_a_summary_is_never_beside_the_config_of_another_run(write_config, monkeypatch):
+    path = str(write_config(epochs=1))
+    assert main([path]) == 0
+    replace = Path.replace
+
+    def killed(source, target):
+        replace(source, target)
+        if Path(target).name == "config.yaml":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        main([path, "optimizer.lr=0.123", "--overwrite"])
+    assert read_config(TINY).optimizer.lr == 0.123
+    assert read_summary(TINY) is None
 
 
 # --- what may differ between a run's parts ------------------------------------------------------------------------

@@ -70,8 +70,10 @@ def test_a_run_that_was_stopped_ends_where_it_would_have(write_config, monkeypat
 def test_another_limit_is_no_other_config(write_config, capsys):
     path = str(write_config(epochs=3))
     assert sweep.main([path, AT_ONCE]) == 0
+    assert sweep.main([path, AT_ONCE]) == 0
+    assert "tiny: skipped, already in results/configs/tiny\n" in capsys.readouterr().out
     assert sweep.main([path, "time_limit=5", "min_epochs=2"]) == 0
-    assert "tiny: skipped, already in results/configs/tiny" in capsys.readouterr().out
+    assert "tiny, ended by its own time limit after epoch 1 (--overwrite runs it again)\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

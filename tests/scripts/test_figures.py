@@ -168,6 +168,32 @@ def test_seconds_of_quiet_runs_on_fewer_images_go_by_steps(tmp_path: Path) -> No
     assert list(runs["mlp_sgd_cg3"].runs[0].metrics["seconds"]) == [0, 27, 54, 81, 108]
 
 
+def test_seconds_are_the_median_of_the_quiet_runs_that_ran_as_fast(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "mlp_sgd_cg3")
+    quiet = [
+        read_run(write_run(tmp_path / "quiet" / f"{name}_cg3", epochs=epochs, epoch_seconds=seconds, settings=settings))
+        for name, epochs, seconds, settings in [
+            ("a", 2, 3, {}),
+            ("b", 2, 50, {}),
+            ("c", 2, 4, {}),
+            ("begun", 0, 1, {}),  # in its first epoch
+            ("compiled", 2, 1, {"compile": "default"}),
+            ("observed", 2, 9, {"diagnostics_every": 1}),
+        ]
+    ]
+    assert with_seconds_of(load_runs(tmp_path / "runs"), quiet)["mlp_sgd_cg3"].seconds_per_epoch == 4
+    assert math.isnan(with_seconds_of(load_runs(tmp_path / "runs"), quiet[3:])["mlp_sgd_cg3"].seconds)
+
+
+def test_a_sweep_over_seeds_alone_is_one_curve_of_its_name(tmp_path: Path) -> None:
+    for sweep in ("one", "two"):
+        for seed in range(3):
+            write_run(tmp_path / sweep / f"seed={seed}", epoch_seconds=(3, 50, 4)[seed], seed=seed)
+    groups = load_runs(tmp_path / "one", tmp_path / "two")
+    assert {name: len(group.runs) for name, group in groups.items()} == {"one": 3, "two": 3}
+    assert groups["one"].seconds_per_epoch == 4  # the median over seeds
+
+
 def test_folders_with_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     for folder in "ab":
         write_run(tmp_path / folder / "mlp_sgd_cg3")

@@ -142,6 +142,19 @@ def test_a_diverged_seed_is_told_and_is_in_no_mean(tmp_path: Path) -> None:
     assert f"| SGD | {final(kept, 'train_loss'):#.3g} (1 of 2 diverged) |" in table
 
 
+def test_what_diverged_is_neither_first_nor_chosen(tmp_path: Path) -> None:
+    write_method(tmp_path / "mlp", "sgd", decay=0.01)
+    for seed in range(2):
+        folder = write_method(tmp_path / "mlp", "soap", seed=seed, diverges=True, test_accuracy=0.9)
+        text = (folder / "metrics.csv").read_text()
+        (folder / "metrics.csv").write_text(text.replace(",0.1,", ",0.9,"))  # the accuracies
+    table = to_markdown(by_network(load_runs(tmp_path / "mlp").values(), Costs())["mlp"])
+    assert [line.split(" (")[0] for line in table.splitlines()[:3]] == [
+        f"- {number}: first of 2 is SGD" for number in ("Training loss", "Best validation accuracy", "Test accuracy")
+    ]
+    assert "**" not in search_to_markdown([read_run(folder) for folder in (tmp_path / "mlp").glob("*soap*")])
+
+
 def test_the_search_shows_all_rates_and_the_chosen_one(tmp_path: Path) -> None:
     for lr, decay in [(0.1, 0.05), (0.01, 0.2), (0.03, 0.1)]:
         write_method(tmp_path / "search", "adam", lr=lr, decay=decay)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from experiments.folder.read import find_runs, read_run
+from experiments.folder.read import find_runs, read_run, read_runs
 from scripts.plot_sweep import main
 from scripts.plots import sweep_draw
 from scripts.plots.sweep import Question, answer, label, sort_key
@@ -95,6 +95,15 @@ def test_diverged_runs_are_counted_and_not_averaged(tmp_path: Path) -> None:
     rows = pdf.with_suffix(".md").read_text().splitlines()
     assert rows[-1].startswith("| 50 | diverged | ")
     assert "(1 of 2 diverged)" in rows[-2]
+
+
+def test_means_over_runs_of_different_lengths_are_told(tmp_path: Path) -> None:
+    for seed, epochs in enumerate((3, 5, 2)):
+        folder = tmp_path / "runs" / f"lr=1,seed={seed}"
+        write_run(folder, epochs=epochs, seed=seed, diverges=epochs == 2, settings={"epochs": 5})
+    write_run(tmp_path / "runs" / "lr=2", epochs=4, settings={"optimizer": {"name": "sgd", "lr": 2.0}})
+    found = answer(Question("optimizer.lr", None, "train_loss"), read_runs(tmp_path / "runs"))
+    assert found.note == "means over runs of different lengths: optimizer.lr=1 (3 and 5 epochs)"
 
 
 def test_the_drawing_breaks_a_curve_where_all_diverged_and_marks_it(tmp_path: Path, monkeypatch) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from experiments.command.errors import RecordError
-from scripts.plot_paper import main, read_all
+from experiments.folder.read import read_runs
+from scripts.plot_paper import main
 from scripts.plots.paper_numbers import STEP_SIZES, TABLE_1
 from scripts.plots.table1 import TOP, as_text, draw_table1, read_table, title, to_markdown
 
@@ -43,7 +44,7 @@ def loss_after(epoch: int, root: Path, mode: str, lr: float) -> float:
 
 
 def test_numbers_stand_beside_the_papers(table: Path) -> None:
-    rows, _ = read_table(read_all([table]))
+    rows, _ = read_table(read_runs(table))
     lines = {line[0]: line[1:] for line in as_text(rows)}
     assert lines["τ"] == ["50", "10", "5", "1", "0.5", "0.1", "0.05", "0.005", "0.0005"]
     assert lines["BackProp"][:5] == ["diverged"] * 5
@@ -72,7 +73,7 @@ def test_a_row_that_is_not_over_counts_as_far_as_all_its_runs_have_come(tmp_path
         (tmp_path / f"optimization_mode=prox_cg3,lr={lr:g}" / "summary.json").unlink()
     write_table(tmp_path, "prox_cg3", step_sizes=[1.0])
     write_table(tmp_path, "gradient")
-    rows, found = read_table(read_all([tmp_path]))
+    rows, found = read_table(read_runs(tmp_path))
     lines = {line[0]: line[1:] for line in as_text(rows)}
     losses = [f"{loss_after(least, tmp_path, 'prox_cg3', lr):#.3g}" for lr in (10, 5, 1)]
     first = "diverged" if least > 3 else f"{loss_after(least, tmp_path, 'prox_cg3', 50):#.3g}"
@@ -86,7 +87,7 @@ def test_a_run_made_in_two_places_counts_once(tmp_path: Path) -> None:
     write_table(there, "prox_cg3", 9, step_sizes=STEP_SIZES[:2])
     for folder in (*here.iterdir(), there / "optimization_mode=prox_cg3,lr=10"):
         (folder / "summary.json").unlink()
-    rows, found = read_table(read_all([here, there]))
+    rows, found = read_table(read_runs(here, there))
     assert [line[0] for line in as_text(rows) if "stated" in line[0]] == ["ProxProp (cg3), as stated (7 epochs)"]
     assert len(found.runs) == len(STEP_SIZES)
     assert sum(run.folder.parent == there for run in found.runs) == 2  # one that is over, and one that is farther
@@ -106,24 +107,32 @@ def test_runs_of_other_settings_are_no_part_of_the_table(tmp_path: Path, mode: s
     settings["proxprop"] = settings["proxprop"] | {"optimization_mode": mode}
     write_run(tmp_path / "other", epochs=50, settings=settings)
     with pytest.raises(RecordError, match=rf"lr=1 and \S+other differ in {keys}: the runs of a Table 1 differ in"):
-        read_table(read_all([tmp_path]))
+        read_table(read_runs(tmp_path))
 
 
 def test_the_title_names_the_step_size_of_the_layers(tmp_path: Path) -> None:
     settings = {"optimizer": {"name": "sgd", "lr": 1.0}, "proxprop": {"optimization_mode": "prox_cg3", "tau_prox": 0.5}}
     write_run(tmp_path / "one", settings=settings)
-    assert title(read_table(read_all([tmp_path]))[1]).endswith("τ_θ = 0.5")
+    assert title(read_table(read_runs(tmp_path))[1]).endswith("τ_θ = 0.5")
+
+
+def test_seeds_that_diverged_are_told(tmp_path: Path) -> None:
+    for seed in range(3):
+        settings = {"optimizer": {"name": "sgd", "lr": 1.0}, "proxprop": {"optimization_mode": "prox_cg3"}}
+        write_run(tmp_path / f"lr=1,seed={seed}", seed=seed, diverges=seed == 2, settings=settings)
+    rows, _ = read_table(read_runs(tmp_path))
+    assert any("(1 of 3 diverged)" in cell for line in as_text(rows) for cell in line)
 
 
 def test_where_nothing_has_begun_one_line_says_so(tmp_path: Path) -> None:
     write_table(tmp_path, "prox_cg3", 0, step_sizes=[1.0])
     (tmp_path / "optimization_mode=prox_cg3,lr=1" / "summary.json").unlink()
     with pytest.raises(RecordError, match=r"^none of the runs is over yet"):
-        read_table(read_all([tmp_path]))
+        read_table(read_runs(tmp_path))
 
 
 def test_the_figure_has_every_number_of_the_paper_within_its_axis_or_marked_above(table: Path) -> None:
-    rows, found = read_table(read_all([table]))
+    rows, found = read_table(read_runs(table))
     page = draw_table1(rows, found)
     (axes,) = page.axes
     marks = [text.get_text() for text in axes.texts]

@@ -221,6 +221,17 @@ def test_kfac_divides_by_damped_factors_that_are_running_averages(write_config):
         optimizer.step()
 
 
+def test_kfac_goes_on_where_its_model_is(write_config):
+    config = config_of(write_config, "kfac")
+    model = nn.Sequential(ProxPropLinear(6, 5), nn.Linear(5, 10)).double()
+    optimizer = make_optimizer(model, config.optimizer)
+    kfac_step(optimizer, model, torch.randn(30, 6, dtype=torch.float64), torch.randint(0, 10, (30,)))
+    elsewhere = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 10)).double().to("meta")
+    make_optimizer(elsewhere, config.optimizer).load_state_dict(optimizer.state_dict())
+    factors = elsewhere[0].fisher.kron
+    assert {factors.A.device, factors.B.device, factors.A_inv.device, factors.B_inv.device} == {torch.device("meta")}
+
+
 def test_kfac_is_refused_where_there_is_batch_norm(write_config):
     resnet18, kfac = {"name": "resnet18", "stem": "cifar"}, {"name": "kfac", **OPTIMIZERS["kfac"]}
     line = r"^optimizer: kfac is for networks without batch norm: model\.name must be mlp or convnet .*, got resnet18$"
