@@ -1,4 +1,4 @@
-"""Fills the numbers into the reports in docs/: into docs/reproduction.md, from the template docs/reproduction.in.md.
+"""Fills the numbers into the reports in docs/, each from its template: docs/NAME.md from docs/NAME.in.md.
 
 python scripts/report.py
 

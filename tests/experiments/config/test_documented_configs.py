@@ -1,4 +1,5 @@
-"""The YAML files that README.md and docs/experiments.md show are configs that load as they say."""
+"""The YAML files that README.md and docs/experiments.md show are configs that load as they say, and their commands
+name configs that run."""
 
 import re
 import shutil
@@ -9,13 +10,8 @@ import pytest
 from experiments.config.sweep_file import load_config_file
 
 ROOT = Path(__file__).resolve().parents[3]
-FILES = {
-    path: content
-    for page in ("README.md", "docs/experiments.md")
-    for path, content in re.findall(
-        r"```yaml\n# (configs/mine/\w+\.yaml)[^\n]*\n(.*?)```", (ROOT / page).read_text(), re.S
-    )
-}
+PAGES = "\n".join((ROOT / page).read_text() for page in ("README.md", "docs/experiments.md"))
+FILES = dict(re.findall(r"```yaml\n# (configs/mine/\w+\.yaml)[^\n]*\n(.*?)```", PAGES, re.S))
 
 
 @pytest.fixture
@@ -42,3 +38,10 @@ def test_sweeps(mine):
     steps, widths = (load_config_file(mine / name).configs for name in ("steps.yaml", "widths.yaml"))
     assert (len(steps), len(widths)) == (3 * 2 * 2, 2 * 3 * 2)
     assert "hidden_features=8000x1000,tau_prox=0.05,seed=0" in [config.name for config in widths]
+
+
+def test_commands_name_one_run(mine):
+    named = re.findall(r"experiments\.run (configs/\S+\.yaml)", PAGES)
+    assert len(named) > 3
+    for path in named:
+        assert len(load_config_file(mine.parents[1] / path).configs) == 1
