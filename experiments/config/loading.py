@@ -11,7 +11,14 @@ from pydantic import ValidationError
 from experiments.command.errors import ConfigError
 from experiments.config.schema import Config
 from experiments.config.wording import one_line
-from experiments.config.yaml_mapping import apply_overrides, dump_yaml, parse_yaml, read_with_bases, read_yaml
+from experiments.config.yaml_mapping import (
+    apply_overrides,
+    dump_yaml,
+    override_key,
+    parse_yaml,
+    read_with_bases,
+    read_yaml,
+)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -20,7 +27,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with one line that names the key and what is allowed.
     """
-    return parse_mapping(apply_overrides(read_with_bases(Path(path)), overrides))
+    return parse_mapping(apply_overrides(read_with_bases(Path(path)), overrides), overrides)
 
 
 def load_resolved(path: Path) -> Config:
@@ -38,9 +45,9 @@ def dump_config(config: Config) -> str:
     return dump_yaml(config.model_dump(mode="json"))
 
 
-def parse_mapping(mapping: dict[str, Any]) -> Config:
-    """The config that a plain mapping holds; errors are those of `load_config`."""
+def parse_mapping(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The config that a plain mapping holds; errors are those of `load_config`, first those about `overrides` in it."""
     try:
         return Config.model_validate(mapping)
     except ValidationError as error:
-        raise ConfigError(one_line(error)) from None
+        raise ConfigError(one_line(error, [override_key(text) for text in overrides])) from None

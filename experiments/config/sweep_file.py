@@ -30,7 +30,7 @@ from experiments.command.errors import ConfigError
 from experiments.config.loading import parse_mapping
 from experiments.config.schema import Config, Count, Seed
 from experiments.config.wording import short
-from experiments.config.yaml_mapping import Mapping, apply_overrides, chain_of, override_key, read_with_bases, set_key
+from experiments.config.yaml_mapping import Mapping, apply_overrides, overlap, override_key, read_with_bases, set_key
 
 Point = dict[str, Any]
 """The value of each key of a grid at one of its points; keys as they are written there."""
@@ -71,42 +71,13 @@ def load_config_file(path: Path, overrides: Sequence[str] = (), seeds: int | Non
     _check_overrides(overrides, varied | ({"seed"} if chosen else set()) | ({"name"} if is_sweep else set()))
     mapping = apply_overrides(mapping, overrides)
     if not is_sweep:
-        try:
-            config = parse_mapping(mapping)
-        except ConfigError as error:
-            if "name" in mapping or not str(error).startswith("name: "):
-                raise
-            raise ConfigError(f"{error}{_for_others(path)}") from error
-        return ConfigFile(path, False, tuple(_with_seeds(config, chosen)))
+        return ConfigFile(path, False, tuple(_with_seeds(parse_mapping(mapping, overrides), chosen)))
     labels = _labels(points)
     configs = tuple(
-        parse_mapping(_at(mapping, point, seed, labels)) for point in points for seed in chosen or [None]
+        parse_mapping(_at(mapping, point, seed, labels), overrides) for point in points for seed in chosen or [None]
     )  # fmt: skip
     _check_different(configs)
     return ConfigFile(path, True, configs)
-
-
-def _for_others(path: Path) -> str:
-    """What to do about a config without a name where others, beside it or in a folder there, extend it."""
-    found = itertools.islice(itertools.chain(path.parent.glob("*.yaml"), path.parent.glob("*/*.yaml")), 1000)
-    commands = {file: command for file in sorted(found) if (command := _command_of_one_that_extends(file, path))}
-    if not commands:
-        return ""
-    first, command = next(iter(commands.items()))
-    more = f", another of the {len(commands)} that do so," if len(commands) > 1 else ""
-    return f"; {path} is there to be extended: python -m {command} {first}{more} or one of your own"
-
-
-def _command_of_one_that_extends(file: Path, base: Path) -> str | None:
-    """What takes `file`; None where it does not extend `base`, or is there to be extended itself."""
-    try:
-        chain = chain_of(file)
-    except (ConfigError, OSError):
-        return None
-    keys = {key for mapping in chain.values() for key in mapping}
-    if base.resolve() not in (one.resolve() for one in list(chain)[1:]):
-        return None
-    return "experiments.sweep" if keys & {"grid", "seeds"} else "experiments.run" if "name" in keys else None
 
 
 def without_seed(name: str) -> str:
@@ -150,14 +121,9 @@ def _check_grid(grid: Any) -> None:
             if key in ("seed", "name"):
                 raise ConfigError(f"grid.{written}: names come from what varies, and seeds have a key of their own, "
                                   "seeds")  # fmt: skip
-            if twice := [other for other in seen if _overlap(key, other)]:
+            if twice := [other for other in seen if overlap(key, other)]:
                 raise ConfigError(f"grid.{written}: {key} is varied twice in one grid (see {twice[0]})")
             seen.append(key)
-
-
-def _overlap(key: str, other: str) -> bool:
-    """Whether two dotted keys are the same, or one is a section that holds the other."""
-    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _keys(key: str) -> list[str]:
@@ -185,7 +151,7 @@ def _seeds(value: Any) -> list[int]:
 
 def _check_overrides(overrides: Sequence[str], varied: set[str]) -> None:
     for key in map(override_key, overrides):
-        if any(_overlap(key, other) for other in varied):
+        if any(overlap(key, other) for other in varied):
             raise ConfigError(f"{key}: varies from run to run here, so it cannot be set for all of them")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +17,7 @@ from experiments.config.schema import (
     ProxPropConfig,
     ResNet18Config,
 )
+from experiments.config.yaml_mapping import overlap
 
 _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Config,
@@ -31,26 +33,49 @@ PATTERNS = {
     "name": "must be letters, digits and any of '._,=-' (it names a folder), beginning with a letter or digit",
     "device": "must be auto, cpu, cuda or cuda:N",
 }
+#: For those who try to run a file that is there to be extended.
+WITH_A_NAME = "configs/paper/mlp_sgd_cg3.yaml"
 
 
-def one_line(error: ValidationError) -> str:
-    """The key, what is wrong with it and what is allowed."""
-    # An unknown key first: a typo is often the reason why another key is missing.
-    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    listed = isinstance(errors[0]["input"], list) and errors[0]["type"] in _OF_ONE_VALUE and error.title == "Config"
-    return _describe(errors[0]) + "; several values go under grid, in a sweep file" * listed + more
+def one_line(error: ValidationError, given: Sequence[str] = ()) -> str:
+    """The key, what is wrong with it and what is allowed; then which other keys are wrong.
+
+    Args:
+        given: keys of the command line, which come first.
+    """
+
+    # Then an unknown key: a typo is often the reason why another key is missing.
+    def rank(one: Any) -> tuple[bool, bool]:
+        return not any(overlap(_key(one), key) for key in given), one["type"] != "extra_forbidden"
+
+    first, *others = sorted(error.errors(), key=rank)
+    listed = isinstance(first["input"], list) and first["type"] in _OF_ONE_VALUE and error.title == "Config"
+    return _describe(first) + "; several values go under grid, in a sweep file" * listed + _also(others)
 
 
+def _also(errors: Sequence[Any]) -> str:
+    keys = [_key(error) + " (missing)" * (error["type"] == "missing") for error in errors]
+    more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
+    return f"; also wrong: {', '.join(keys[:_MOST_KEYS])}{more}" if keys else ""
+
+
+_MOST_KEYS = 5
 _OF_ONE_VALUE = ("float_type", "int_type", "bool_type", "string_type", "literal_error")
 
 
+def _key(error: Any) -> str:
+    where = error["loc"]
+    return ".".join(str(part) for part in where if where[0] != "model" or part not in _MODEL_TAGS)
+
+
 def _describe(error: Any) -> str:
-    where, kind, got = error["loc"], error["type"], short(error["input"])
-    key = ".".join(str(part) for part in where if where[0] != "model" or part not in _MODEL_TAGS)
+    where, kind, got, key = error["loc"], error["type"], short(error["input"]), _key(error)
     match kind:
         case "extra_forbidden":
             return f"{key}: unknown key; {_allowed_keys(where)}"
+        case "missing" if key == "name":
+            return (f"{key}: missing; give it as name=NAME or in the file, or take a config that has one, such as "
+                    f"{WITH_A_NAME}")  # fmt: skip
         case "missing":
             return f"{key}: missing, it must be given"
         case "union_tag_not_found":

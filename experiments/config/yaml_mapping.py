@@ -95,12 +95,12 @@ def read_yaml(path: Path) -> Mapping:
 def read_with_bases(path: Path) -> Mapping:
     """The mapping in `path` merged over the file it `extends` (relative to it), and so on."""
     merged: Mapping = {}
-    for mapping in reversed(chain_of(path).values()):
+    for mapping in reversed(_chain_of(path).values()):
         merged = _merge(merged, mapping)
     return merged
 
 
-def chain_of(path: Path) -> dict[Path, Mapping]:
+def _chain_of(path: Path) -> dict[Path, Mapping]:
     """`path`, the file it `extends`, and so on, each with its own mapping.
 
     Raises:
@@ -144,6 +144,11 @@ def set_key(mapping: Mapping, key: str, value: Any) -> Mapping:
     for part in reversed(key.split(".")):
         value = {part: value}
     return _merge(mapping, value)
+
+
+def overlap(key: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is a section that holds the other."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _is_file(path: Path) -> bool:

@@ -113,10 +113,23 @@ def test_even_kernel_is_refused(write_config):
         load_config(path)
 
 
-def test_missing_key_and_the_number_of_further_errors(write_config):
-    path = write_config(optimizer={"name": "sgd"}, epochs=-1)
-    with pytest.raises(ConfigError, match=r"^optimizer\.lr: missing, .* \(and 1 more\)$"):
+def test_missing_key_and_which_others_are_wrong(write_config):
+    path = write_config(optimizer={}, epochs=-1)
+    with pytest.raises(
+        ConfigError, match=r"^optimizer\.name: missing.*; also wrong: optimizer\.lr \(missing\), epochs$"
+    ):
         load_config(path)
+    many = {f"key{number}": 1 for number in range(8)}
+    with pytest.raises(ConfigError, match=r"^key0: unknown .*: key1, key2, key3, key4, key5 and 2 more$"):
+        load_config(write_config(**many))
+
+
+def test_keys_of_the_command_line_come_first(write_config):
+    path = write_config(lr=1, epochs=-1)
+    with pytest.raises(ConfigError, match=r"^model\.hidden_features: must be a list .*; also wrong: lr, epochs$"):
+        load_config(path, ["model.hidden_features=40"])
+    with pytest.raises(ConfigError, match=r"^optimizer\.lr: must be greater than 0.*; also wrong: lr, epochs$"):
+        load_config(path, ["optimizer={lr: -1}"])
 
 
 def test_an_unknown_key_is_named_before_the_key_that_it_left_missing(write_config):
@@ -183,26 +196,14 @@ def test_extends_merges_from_the_far_base_to_the_override(write_config, tmp_path
     assert config.optimizer.nesterov is True
 
 
-def test_a_file_to_extend_says_what_to_run(tmp_path, monkeypatch, capsys):
-    """Also one that is extended through another; files that cannot be read are passed over."""
-    monkeypatch.chdir(tmp_path)
-    for name, text in {"base": "seed: 1", "middle": "extends: base.yaml", "broken": "a: [", "own": "name: own"}.items():
-        Path(f"{name}.yaml").write_text(text + "\n")
-    assert main(["base.yaml"]) == 2
-    assert capsys.readouterr().err == "error: name: missing, it must be given (and 4 more)\n"
-
-    Path("runs").mkdir()
-    Path("runs/a.yaml").write_text("extends: ../middle.yaml\nname: a\n")
-    assert main(["base.yaml"]) == 2
-    line = "error: name: missing, it must be given (and 4 more); base.yaml is there to be extended: python -m"
-    assert capsys.readouterr().err == f"{line} experiments.run runs/a.yaml or one of your own\n"
-    Path("grids").mkdir()
-    Path("grids/b.yaml").write_text("extends: ../base.yaml\nseeds: 2\n")
+def test_a_file_without_a_name_says_what_to_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     for main_of_one in (main, sweep.main):
-        assert main_of_one(["base.yaml"]) == 2
-        assert capsys.readouterr().err == (
-            f"{line} experiments.sweep grids/b.yaml, another of the 2 that do so, or one of your own\n"
-        )
+        assert main_of_one(["configs/mlp_sgd.yaml", "--output", str(tmp_path / "run")]) == 2
+        line = one_line_error(capsys).removeprefix("configs/mlp_sgd.yaml: ")
+        assert line.startswith("name: missing; give it as name=NAME or in the file, or take a config that has one")
+        assert load_config(line.rpartition(" ")[2]).name
+    assert load_config("configs/mlp_sgd.yaml", ["name=tiny"]).name == "tiny"
 
 
 def test_extends_in_a_circle(tmp_path):
