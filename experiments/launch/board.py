@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from experiments.command.errors import RecordError
 from experiments.folder.read import read_metrics
+from experiments.launch.outcome import Outcome
 from experiments.launch.plan import PlannedRun
 from experiments.launch.progress import LINE_SECONDS
 
@@ -26,7 +27,7 @@ class Board:
     def __init__(self, runs: Sequence[PlannedRun], started: str = "started") -> None:
         self._runs, self._started = len(runs), started
         self._epochs: dict[Path, int] = {}
-        self._ended = 0
+        self._ended = self._failed = 0
         self._printed = time.monotonic()
         total = sum(run.config.epochs for run in runs)
         self._all = tqdm(total=total, desc=f"{len(runs)} runs", unit="epoch", disable=None, leave=False)
@@ -50,10 +51,13 @@ class Board:
         self._all.n = sum(self._epochs.values())
         self._all.refresh()
 
-    def ended(self, run: PlannedRun) -> None:
-        """Count all of the run's epochs, and make room for a line about it."""
-        self._epochs[run.folder] = run.config.epochs
+    def ended(self, outcome: Outcome) -> None:
+        """Count the epochs that the run made, and none that are still to come; make room for a line about it."""
+        run = outcome.run
+        self._read(run)
+        self._all.total -= run.config.epochs - self._epochs.get(run.folder, 0)
         self._ended += 1
+        self._failed += outcome.failed
         for bar in (self._all, *self._bars):
             bar.clear()
 
@@ -63,7 +67,8 @@ class Board:
         for run in running:
             self._read(run)
         done, total = sum(self._epochs.values()), self._all.total
-        print(f"{self._ended} of {self._runs} runs ended, {len(running)} under way: {done}/{total} epochs", flush=True)
+        ended = f"{self._ended} of {self._runs} runs ended" + (f" ({self._failed} failed)" if self._failed else "")
+        print(f"{ended}, {len(running)} under way: {done}/{total} epochs", flush=True)
         self._printed = time.monotonic()
 
     def _show_bar(self, bar: tqdm, run: PlannedRun) -> None:

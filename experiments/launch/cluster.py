@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -106,10 +107,25 @@ class _Job:
         try:
             failed, text = self._job.result()
         except Exception as error:  # whatever the job raised, or that it died without a result
-            said = reason(error, limit=10**6)[-300:]  # of a job's traceback, the end
-            failed, text = True, f"job {self._job.job_id}: {said} (its log: {self._job.paths.stderr})"
+            failed, text = True, f"job {self._job.job_id}: {_cause(error)}{self._log()}"
         return Outcome(self.run, failed, text)
+
+    def _log(self) -> str:
+        """Where to read more, if there is more."""
+        logs = (Path(path) for path in (self._job.paths.stderr, self._job.paths.stdout))
+        written = [path for path in logs if path.is_file() and path.stat().st_size]
+        return f" (its log: {written[0]})" if written else ""
 
     def stop(self) -> None:
         if self._job is not None:
             self._job.cancel(check=False)
+
+
+def _cause(error: Exception) -> str:
+    """Why there is no result; of a job's traceback, which submitit has between dashed lines, the last line."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    if isinstance(error, FailedJobError):
+        _, *trace, _ = re.split(r"\n-{5,}\n", str(error))
+        return trace[-1].strip().rpartition("\n")[2][:300]
+    return "ended without a result (killed?)" if isinstance(error, UncompletedJobError) else reason(error)

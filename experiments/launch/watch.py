@@ -48,7 +48,7 @@ def watch(
                     run = waiting.popleft()
                     # Another process may have done it in the meantime.
                     if (outcome := skipped(run)) is not None:
-                        board.ended(run)
+                        board.ended(outcome)
                         yield outcome
                     else:
                         board.started(run)
@@ -56,7 +56,7 @@ def watch(
                 for job in list(jobs):
                     if (outcome := job.outcome()) is not None:
                         jobs.remove(job)
-                        board.ended(job.run)
+                        board.ended(outcome)
                         yield outcome
                 board.show([job.run for job in jobs])
                 time.sleep(_POLL_SECONDS)

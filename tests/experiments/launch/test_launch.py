@@ -265,25 +265,40 @@ def test_threads_and_devices_are_shared_out(write_config, monkeypatch, given):
     assert sorted(devices) == ["device=cuda:0"] * 3 + ["device=cuda:1"] * 3
 
 
-def test_a_job_that_dies_is_told_with_its_log_and_one_that_is_stopped_is_cancelled():
+def test_a_job_that_dies_is_told_with_its_log_and_one_that_is_stopped_is_cancelled(tmp_path):
+    utils = pytest.importorskip("submitit.core.utils")
+
     class Died:
-        job_id, paths = "17", SimpleNamespace(stderr="log/17.err")
+        job_id, paths = "17", SimpleNamespace(stderr=tmp_path / "17.err", stdout=tmp_path / "17.out")
         cancelled = None
+
+        def __init__(self, error):
+            self.error = error
 
         def done(self):
             return True
 
         def result(self):
-            raise RuntimeError("the node is gone")
+            raise self.error
 
         def cancel(self, check):
             Died.cancelled = check
 
-    job = cluster._Job(None, Died())
-    outcome = job.outcome()
-    assert outcome.failed
-    assert outcome.text == "job 17: the node is gone (its log: log/17.err)"
-    job.stop()
+    def text(error):
+        outcome = cluster._Job(None, Died(error)).outcome()
+        assert outcome.failed
+        return outcome.text
+
+    assert text(RuntimeError("the node is gone")) == "job 17: the node is gone"
+    Died.paths.stderr.touch()
+    Died.paths.stdout.write_text("slurmstepd")
+    killed = utils.UncompletedJobError(f"Job 17 has not produced any output\n{'-' * 40}\nslurmstepd\n")
+    assert text(killed) == f"job 17: ended without a result (killed?) (its log: {tmp_path}/17.out)"
+    Died.paths.stderr.write_text("Traceback")
+    frames = "Traceback (most recent call last):\n" + '  File "a.py", line 1\n' * 30
+    raised = utils.FailedJobError(f"Job failed with trace:\n------\n{frames}KeyError: 'no'\n\n------\nYou can check")
+    assert text(raised) == f"job 17: KeyError: 'no' (its log: {tmp_path}/17.err)"
+    cluster._Job(None, Died(None)).stop()
     assert Died.cancelled is False
 
 
@@ -341,9 +356,9 @@ def test_a_terminal_shows_how_far_the_runs_are(write_config, run_until, monkeypa
         text = sys.stderr.getvalue()
         assert re.search(r"3 runs:\s+17%.*2/12", text)  # of 3 times 4 epochs
         assert re.search(r"a\s+50%.*2/4 epochs, train loss \d\.\d{4}", text)
-        board.ended(runs[0])
+        board.ended(Outcome(runs[0], True, ""))
         board.show(runs[1:])
-        assert "4/12" in sys.stderr.getvalue()
+        assert "2/10" in sys.stderr.getvalue()
         board.show([])
 
 
@@ -365,10 +380,11 @@ def test_no_terminal_gets_a_line_at_each_start_and_one_about_all_each_minute(
         board.show(runs[:2])
         board.show(runs[:2])
         assert capsys.readouterr() == ("0 of 3 runs ended, 2 under way: 2/12 epochs\n", "")
-        board.ended(runs[0])
+        board.ended(Outcome(runs[0], True, ""))  # after two of its four epochs
+        board.ended(Outcome(runs[1], False, ""))  # of which nothing is recorded
         monkeypatch.setattr(time, "monotonic", lambda: now + 122)
-        board.show(runs[1:])
-        assert capsys.readouterr() == ("1 of 3 runs ended, 2 under way: 4/12 epochs\n", "")
+        board.show(runs[2:])
+        assert capsys.readouterr() == ("2 of 3 runs ended (1 failed), 1 under way: 2/6 epochs\n", "")
 
 
 def test_one_run_says_that_it_is_under_way_and_each_minute_how_far(write_config, run_until, monkeypatch, capsys):
