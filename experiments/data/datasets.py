@@ -80,8 +80,8 @@ def load(config: DataConfig, device: torch.device) -> Data:
 def _cifar10(root: Path, count: int, device: torch.device) -> tuple[Split, Split, Split, dict[str, Any]]:
     folder = root / FOLDER
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; run ./get_data.sh, or set data.root to the "
-                        f"folder that holds {FOLDER}")  # fmt: skip
+        raise DataError(f"{folder}: no such folder; run ./get_data.sh, or name the folder that holds {FOLDER} "
+                        "(in a config, data.root)")  # fmt: skip
     batches, files_md5 = {}, {}
     for name in OFFICIAL_MD5:
         content = _read(folder / name)
