@@ -5,6 +5,7 @@ python -m benchmarks.checkpoint_cost [--device D] [--folder DIR] [--json FILE]
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.output import add_json, write_json
-from experiments.command.cli import Parser, run_command
+from experiments.command.cli import Parser, run_command, user_path
 from experiments.config import load_config
 from experiments.data.datasets import Data, Split
 from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -63,10 +64,17 @@ def seconds(action: Callable[[], Any]) -> float:
     return statistics.median(durations)
 
 
+def _folder(text: str) -> Path:
+    path = user_path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is no folder")
+    return path
+
+
 def main() -> int:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--folder", type=Path, help="where checkpoints go (default: the temporary folder)")
+    parser.add_argument("--folder", type=_folder, help="where checkpoints go (default: the temporary folder)")
     add_json(parser)
     options = parser.parse_args()
     device = resolve_device(options.device)

@@ -7,20 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.command.cli import user_path
+from experiments.command.cli import file_path
 from experiments.folder.atomic import write_atomically
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option ``--json``, whose folder has to be there before anything is measured."""
-    parser.add_argument("--json", type=_file, metavar="FILE", help="write the numbers there, too, row by row")
-
-
-def _file(text: str) -> Path:
-    path = user_path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
-    return path
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="write the numbers there, too, row by row")
 
 
 def write_json(path: Path | None, facts: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.command.cli import Parser, UsageError, run_command, user_path
+from experiments.command.cli import Parser, UsageError, file_path, run_command, user_path
 from experiments.command.errors import RecordError
 from experiments.folder.read import RecordedRun, read_runs
 from scripts.plots import style, table1
@@ -143,8 +143,8 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help="take the seconds an epoch from these runs, made on a quiet machine, in place of each run's own",
     )
-    parser.add_argument("--output", metavar="FILE.pdf", type=user_path, required=True)
-    parser.add_argument("--table", metavar="FILE.md", type=user_path, help="write the tables as Markdown too")
+    parser.add_argument("--output", metavar="FILE.pdf", type=file_path, required=True)
+    parser.add_argument("--table", metavar="FILE.md", type=file_path, help="write the tables as Markdown too")
     return parser
 
 

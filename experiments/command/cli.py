@@ -35,6 +35,14 @@ def user_path(text: str) -> Path:
         return Path(text)
 
 
+def file_path(text: str) -> Path:
+    """As `user_path`, for a file that is to be written: its folder has to be there before anything is done."""
+    path = user_path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
 def run_command(command: Callable[[], int], *, answers: bool = False, together: bool = False) -> int:
     """The exit code of `command`: its own, 2 after a known error, 130 or 143 after SIGINT or SIGTERM.
 

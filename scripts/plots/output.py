@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure as Page
 
-from experiments.command.cli import UsageError, user_path
+from experiments.command.cli import UsageError, file_path
 from experiments.command.errors import RecordError
 from experiments.folder.atomic import write_atomically
 
@@ -28,7 +28,7 @@ def to_pdf(pages: Sequence[Page]) -> bytes:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """The option of where a figure goes; see `check_format`."""
-    parser.add_argument("--output", metavar="FILE", type=user_path, required=True, help=f"ends in {', '.join(FORMATS)}")
+    parser.add_argument("--output", metavar="FILE", type=file_path, required=True, help=f"ends in {', '.join(FORMATS)}")
 
 
 def check_format(path: Path) -> None:

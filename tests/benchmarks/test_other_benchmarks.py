@@ -61,6 +61,11 @@ def test_a_file_without_a_folder_is_refused_before_anything_is_measured(
     assert error == f"error: argument --json: there is no folder {tmp_path / 'none'} (see --help)\n"
 
 
+def test_a_folder_for_checkpoints_that_is_none(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert run(monkeypatch, "checkpoint_cost", "--folder", "/none") == 2
+    assert capsys.readouterr() == ("", "error: argument --folder: /none is no folder (see --help)\n")
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "accuracy"])
 def test_a_device_that_is_none_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str

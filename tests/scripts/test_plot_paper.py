@@ -71,8 +71,18 @@ def test_runs_of_which_the_paper_has_no_figure(tmp_path: Path, capsys: pytest.Ca
 
 def test_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a" / "mlp_sgd_cg3")
-    assert main([str(tmp_path / "a"), "--output", str(tmp_path / "no" / "paper.pdf")]) == 2
-    assert_one_line_error(capsys, "cannot be written: No such file or directory")
+    (tmp_path / "paper.pdf").mkdir()
+    assert main([str(tmp_path / "a"), "--output", str(tmp_path / "paper.pdf")]) == 2
+    assert_one_line_error(capsys, "cannot be written: Is a directory")
+
+
+@pytest.mark.parametrize("option", ["--output", "--table"])
+def test_a_file_without_a_folder_is_refused_before_anything_is_read(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"--output": "a.pdf", "--table": "a.md", option: str(tmp_path / "no" / "a.pdf")}
+    assert main(["absent", *(text for pair in files.items() for text in pair)]) == 2
+    assert_one_line_error(capsys, f"argument {option}: there is no folder {tmp_path / 'no'} (see --help)")
 
 
 def test_broken_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

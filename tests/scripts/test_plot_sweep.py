@@ -258,7 +258,7 @@ def test_where_takes_some_of_the_runs(tmp_path: Path) -> None:
         (["--where", "seed=7"], "--where: no run has seed=7"),
         (["--where", "seed"], "--where has the form key=value, got 'seed'"),
         (["--output", "figure.gif"], "--output must end in .pdf, .png, .svg, got figure.gif"),
-        (["--output", "absent/figure.pdf"], "absent/figure.pdf: cannot be written: No such file or directory"),
+        (["--output", "absent/figure.pdf"], "argument --output: there is no folder absent"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path: Path, capsys, options: list[str], message: str) -> None:
