@@ -150,7 +150,8 @@ def get_data(data: Path, source: Path | None, url: str) -> str:
     if folder.exists():
         if missing := missing_files(folder):
             raise DataError(f"{folder} lacks {', '.join(missing)}: remove it and run this again")
-        return f"{describe(folder)}; it was there already"
+        unused = " (--from was not used; remove the folder to replace it)" if source is not None else ""
+        return f"{describe(folder)}; it was there already{unused}"
     if source is None:
         source = data / ARCHIVE
         if not source.exists():

@@ -87,7 +87,9 @@ def test_official_files_are_said_to_be(
 def test_complete_data_is_left_alone(batches: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(batches, data / FOLDER)
     assert run(data, "--url", UNREACHABLE) == 0
-    assert "it was there already" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("; it was there already\n")
+    assert run(data, "--from", batches) == 0
+    assert capsys.readouterr().out.endswith("(--from was not used; remove the folder to replace it)\n")
 
 
 def test_a_source_that_does_not_exist_is_named_though_data_is_there(
