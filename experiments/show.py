@@ -37,7 +37,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def print_table(folders: Sequence[Path], root: Path, failed: Collection[Path] = ()) -> None:
-    """A row for each run, its folder relative to `root`, which holds all; `failed` are those that have just failed."""
+    """A row for each run, its folder relative to `root`, which holds all or is one; `failed` have just failed."""
     rows, notes = [], []
     for folder in folders:
         try:
@@ -45,7 +45,8 @@ def print_table(folders: Sequence[Path], root: Path, failed: Collection[Path] = 
         except RecordError as error:
             run = None
             notes += [] if folder in failed else [f"note: {error}"]
-        rows.append((str(folder.relative_to(root)), *_cells(run, folder in failed)))
+        name = folder.resolve().name if folder == root else str(folder.relative_to(root))
+        rows.append((name, *_cells(run, folder in failed)))
     table = pd.DataFrame(rows, columns=_HEADINGS)
     lines = table.to_string(index=False, justify="left", formatters={"run": _left(table, "run")}).splitlines()
     print("\n".join(line.rstrip() for line in lines))

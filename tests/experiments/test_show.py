@@ -152,7 +152,7 @@ def test_all_runs_below_a_folder_and_nothing_else(write_config, capsys):
     assert find_runs(Path("results")) == [RUNS / "a", RUNS / "b"]
     assert list(table(capsys)[0]) == ["configs/a", "configs/b"]
     assert list(table(capsys, RUNS)[0]) == ["a", "b"]
-    assert list(table(capsys, RUNS / "a")[0]) == ["."]
+    assert list(table(capsys, RUNS / "a")[0]) == ["a"]
 
 
 @pytest.mark.parametrize(
