@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.command.cli import RESULTS, Parser, UsageError, run_command, user_path
+from experiments.command.errors import counted
 from experiments.config.sweep_file import load_config_file
 from experiments.data.datasets import load
 from experiments.folder.events import check_tensorboard
@@ -52,7 +53,8 @@ def _run(arguments: argparse.Namespace, together: Processes) -> int:
         raise UsageError(f"expected a config file before {arguments.config} (see --help)")
     file = load_config_file(arguments.config, arguments.overrides)
     if file.is_sweep:
-        raise UsageError(f"{arguments.config} stands for {len(file.configs)} runs: use python -m experiments.sweep")
+        runs = counted(len(file.configs), "run")
+        raise UsageError(f"{arguments.config} stands for {runs}: use python -m experiments.sweep")
     (config,) = file.configs
     check_parallel(config, together)
     folder = arguments.output or run_folder(RESULTS, file, config)

@@ -45,6 +45,11 @@ def reason(error: BaseException, limit: int = 300) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error)).split())[:limit] or type(error).__name__
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 epoch', '2 epochs'."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 class Interrupted(BaseException):
     """A signal asked the program to stop; the text says what is kept.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
-from experiments.command.errors import ConfigError, RecordError, reason
+from experiments.command.errors import ConfigError, RecordError, counted, reason
 from experiments.config import Config, lengthens, load_resolved
 from experiments.config.wording import one_line, short
 from experiments.folder.checkpoint import CHECKPOINT
@@ -100,9 +100,9 @@ def refuse_finished(folder: Path, config: Config) -> None:
                           "give --overwrite or another --output")  # fmt: skip
     # One that diverged is short, and begins again.
     if summary["status"] == "finished" and not (folder / CHECKPOINT).exists():
-        raise RecordError(f"{folder}: holds a finished run of {summary['epochs']} epochs, which cannot be made longer, "
-                          "as its last state was not kept (keep_checkpoint: true keeps it); give --overwrite or "
-                          "another --output")  # fmt: skip
+        raise RecordError(f"{folder}: holds a finished run of {counted(summary['epochs'], 'epoch')}, which cannot be "
+                          "made longer, as its last state was not kept (keep_checkpoint: true keeps it); give "
+                          "--overwrite or another --output")  # fmt: skip
 
 
 def read_config(folder: Path) -> Config:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from experiments.command import interrupts
-from experiments.command.errors import ConfigError, Interrupted, RecordError, reason
+from experiments.command.errors import ConfigError, Interrupted, RecordError, counted, reason
 from experiments.config import Config, differing_keys, dump_config, lengthens, parse_config
 from experiments.data.datasets import Data
 from experiments.folder.checkpoint import load_checkpoint, refuse_checkpoint
@@ -107,7 +107,7 @@ def execute(
             save()
         if writer:
             writer.finish(summary)
-    last, epochs = run.records[-1], f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
+    last, epochs = run.records[-1], counted(summary["epochs"], "epoch")
     epochs += " (time limit)" * ("ended_by" in summary)
     return (
         f"{config.name}: {summary['status']}, {epochs}, train loss {last.train_loss:.4g}, "
@@ -131,7 +131,7 @@ class _Run:
     @property
     def position(self) -> str:
         epoch, batch = self.training.epoch, self.training.batch
-        return f"epoch {epoch}" + (f" and {batch} minibatches" if batch else "")
+        return f"epoch {epoch}" + (f" and {batch} minibatch{'es' * (batch != 1)}" if batch else "")
 
     @property
     def examples_seen(self) -> int:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Page
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments.command.errors import RecordError
+from experiments.command.errors import RecordError, counted
 from experiments.folder.read import RecordedRun, read_diagnostics
 from proxprop.modes import DEVIATIONS
 from scripts.plots import style
@@ -139,7 +139,7 @@ def draw_ablation(networks: dict[str, list[Part]]) -> Page:
             *_layer_handles(axes[2], layers), loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2
         )
         if row == len(networks) - 1:
-            axes[0].set_xlabel(f"Training loss after {max(part.run.epochs for part in everything)} epochs")
+            axes[0].set_xlabel(f"Training loss after {counted(max(part.run.epochs for part in everything), 'epoch')}")
             axes[1].set_xlabel("Cosine to the stated direction")
             axes[2].set_xlabel("‖D‖ over its norm")
     return page

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Page
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from experiments.command.errors import RecordError
+from experiments.command.errors import RecordError, counted
 from experiments.config import differing_keys
 from experiments.folder.read import RecordedRun
 from scripts.plots import style
@@ -53,7 +53,9 @@ class Row:
         """'15 epochs', where the runs that did not diverge are not as long as the paper's; nothing where they are."""
         runs = [run for cell in self.cells if cell for run in cell.runs if run.status != "diverged"]
         lengths = sorted({run.epochs for run in runs})
-        return "" if lengths in ([], [50]) else f"{' or '.join(map(str, lengths))} epochs"
+        if lengths in ([], [50]):
+            return ""
+        return " or ".join([*map(str, lengths[:-1]), counted(lengths[-1], "epoch")])
 
     @property
     def label_with_cut(self) -> str:

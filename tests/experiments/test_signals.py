@@ -251,9 +251,7 @@ def test_a_serial_sweep_is_stopped_in_the_run_it_is_in(write_config, run_until, 
     for name in "abc":
         write_config(name)
     assert run_until(2 * BATCHES + 1, ["configs"], [signal.SIGINT], sweep.main) == 130
-    assert capsys.readouterr().err.startswith(
-        "interrupted: b: stopped after epoch 0 and 1 minibatches, its state saved"
-    )
+    assert capsys.readouterr().err.startswith("interrupted: b: stopped after epoch 0 and 1 minibatch, its state saved")
     assert sorted(path.name for path in Path("results/configs").iterdir()) == ["a", "b"]
     assert sweep.main(["configs"]) == 0
     assert sum(read_summary(path)["status"] == "finished" for path in Path("results/configs").iterdir()) == 3

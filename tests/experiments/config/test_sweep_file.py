@@ -261,9 +261,10 @@ def test_more_runs_than_anyone_could_want_are_refused_at_once(keys, line):
         load_config_file(write_sweep(**keys))
 
 
-def test_one_run_alone_does_not_take_a_sweep_file(capsys):
-    assert run.main([str(write_sweep(grid={LR: [1, 2]}, seeds=2))]) == 2
-    assert capsys.readouterr().err == "error: sweep.yaml stands for 4 runs: use python -m experiments.sweep\n"
+@pytest.mark.parametrize(("values", "seeds", "runs"), [([1, 2], 2, "4 runs"), ([1], 1, "1 run")])
+def test_one_run_alone_does_not_take_a_sweep_file(capsys, values, seeds, runs):
+    assert run.main([str(write_sweep(grid={LR: values}, seeds=seeds))]) == 2
+    assert capsys.readouterr().err == f"error: sweep.yaml stands for {runs}: use python -m experiments.sweep\n"
 
 
 def test_runs_go_to_a_folder_of_the_sweeps_own(capsys):
