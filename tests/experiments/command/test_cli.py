@@ -1,5 +1,6 @@
 """What the command lines share."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,13 @@ import pytest
 from experiments import run, show, sweep
 from experiments.command.cli import user_path
 from scripts import full_length, longest_curve, plot_ablation, plot_diagnostics, plot_paper, plot_rivals, plot_sweep
+
+
+def test_the_package_names_its_commands(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_module("experiments", run_name="__main__")
+    err = capsys.readouterr().err
+    assert err == "error: say python -m experiments.run, experiments.sweep or experiments.show (see --help)\n"
 
 
 @pytest.fixture
