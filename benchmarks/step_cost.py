@@ -102,24 +102,32 @@ def measure_layer(call: Call, mode: str, device: torch.device) -> dict[str, floa
     input = call.input.requires_grad_()
     forms: list[str] = []
 
+    def clear() -> None:
+        call.layer.zero_grad()
+        input.grad = None
+
     def step(mode: str) -> Callable[[], None]:
         def run() -> None:
             call.layer.optimization_mode = mode
-            call.layer.zero_grad()
-            input.grad = None
+            clear()
             call.layer(input).backward(call.gradient)
 
         return run
 
+    def peak(run: Callable[[], None]) -> float:
+        clear()  # freed within, gradients of the step before would lower the peak
+        return peak_allocation(run, device)
+
     plain, proximal = step("gradient"), step(mode)
     call.layer.optimization_mode = mode
+    clear()
     with observing(call.layer, lambda d: forms.append(type(d.system).__name__)):
         call.layer(input).backward(call.gradient)
     for run in (plain, proximal) * 2:
         timed(run, device)
     rounds = [(timed(plain, device), timed(proximal, device)) for _ in range(5)]
     shape = call.shape
-    extra = peak_allocation(proximal, device) - peak_allocation(plain, device)
+    extra = peak(proximal) - peak(plain)
     return {
         "layer": call.name,
         "groups": shape.g,

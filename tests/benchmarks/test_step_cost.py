@@ -7,6 +7,7 @@ from torch import nn
 from benchmarks import step_cost
 from benchmarks.networks import NETWORKS, Network, calls, floor
 from benchmarks.step_cost import Step, measure, measure_layer
+from proxprop import convert
 from proxprop.layers import ProxPropLayer
 
 CPU = torch.device("cpu")
@@ -48,3 +49,13 @@ def test_a_row_of_each_table(monkeypatch):
     step = Step("mlp", "prox_cg3", CPU)
     (call,) = calls(step.network, step.inputs, step.labels)
     assert measure_layer(call, "prox_exact", CPU)["form"] == "Dual"
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(300, 20), nn.Conv2d(3, 16, 5)])
+def test_a_layer_holds_no_more_than_itself(layer):
+    """Gradients of a step before are freed outside of what is measured."""
+    network = nn.Sequential(layer, nn.Flatten())
+    convert(network, tau_prox=1.0, optimization_mode="gradient")
+    inputs = torch.rand(50, 300) if isinstance(layer, nn.Linear) else torch.rand(5, 3, 32, 32)
+    (call,) = calls(network, inputs, torch.zeros(len(inputs), dtype=torch.long))
+    assert measure_layer(call, "gradient", CPU)["memory"] == 0
