@@ -1,7 +1,7 @@
 """What an implicit step costs: forward + backward of some networks, over the same networks with plain layers.
 
     python benchmarks/step_cost.py [--device D] [--model NAME ...] [--modes M ...] [--compile HOW] [--layers]
-                                   [--json FILE]
+                                   [--seconds S] [--json FILE]
 
 Plain and ProxProp networks take turns within one process, so that a machine's moods hit both; a ratio is the median
 over rounds of (ProxProp time / plain time of the same round). How to read the table: README.md beside this file.
@@ -73,15 +73,23 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def measure(model: str, mode: str, device: torch.device, how: str, seconds: float) -> dict[str, float | str]:
-    """Time ``mode`` against plain layers in turns, for about ``seconds`` and five rounds at the least."""
-    plain, proximal = Step(model, None, device, how), Step(model, mode, device, how)
+def in_turns(
+    plain: Callable[[], None], proximal: Callable[[], None], device: torch.device, seconds: float
+) -> list[tuple[float, float]]:
+    """Seconds of both in each round, for about ``seconds`` and five rounds at the least."""
     for run in (plain, proximal) * 2:  # libraries are loaded, and what is compiled or captured is so now
         timed(run, device)
     rounds: list[tuple[float, float]] = []
     until = time.perf_counter() + seconds
     while len(rounds) < 5 or time.perf_counter() < until:
         rounds.append((timed(plain, device), timed(proximal, device)))
+    return rounds
+
+
+def measure(model: str, mode: str, device: torch.device, how: str, seconds: float) -> dict[str, float | str]:
+    """Time ``mode`` against plain layers, in turns."""
+    plain, proximal = Step(model, None, device, how), Step(model, mode, device, how)
+    rounds = in_turns(plain, proximal, device, seconds)
     ratios = sorted(proximal_time / plain_time for plain_time, proximal_time in rounds)
     quarter = len(ratios) // 4
     return {
@@ -97,7 +105,7 @@ def measure(model: str, mode: str, device: torch.device, how: str, seconds: floa
     }
 
 
-def measure_layer(call: Call, mode: str, device: torch.device) -> dict[str, float | str]:
+def measure_layer(call: Call, mode: str, device: torch.device, seconds: float) -> dict[str, float | str]:
     """Time a layer in ``mode`` against ``gradient``, in turns; ``memory`` is what it holds more, over 8·g·d² bytes."""
     input = call.input.requires_grad_()
     forms: list[str] = []
@@ -123,9 +131,7 @@ def measure_layer(call: Call, mode: str, device: torch.device) -> dict[str, floa
     clear()
     with observing(call.layer, lambda d: forms.append(type(d.system).__name__)):
         call.layer(input).backward(call.gradient)
-    for run in (plain, proximal) * 2:
-        timed(run, device)
-    rounds = [(timed(plain, device), timed(proximal, device)) for _ in range(5)]
+    rounds = in_turns(plain, proximal, device, seconds)
     shape = call.shape
     extra = peak(proximal) - peak(plain)
     return {
@@ -169,12 +175,17 @@ def benchmark() -> int:
     parser.add_argument("--model", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="these networks only")
     parser.add_argument("--modes", nargs="+", type=mode_name, default=MODES, metavar="MODE")
     parser.add_argument(
-        "--seconds", type=seconds_number, default=10.0, help="how long to measure each mode (default 10)"
+        "--seconds",
+        type=seconds_number,
+        help="how long to measure each mode (default 10, and 1 for a single layer), five rounds at the least",
     )
     parser.add_argument("--compile", choices=get_args(Compile), default="none", help="both networks (default none)")
     parser.add_argument("--layers", action="store_true", help="a table of single layers, one for each size")
     add_json(parser)
     arguments = parser.parse_args()
+    if arguments.layers and arguments.compile != "none":
+        parser.error("--layers are measured without --compile")
+    arguments.seconds = arguments.seconds or (1.0 if arguments.layers else 10.0)
     device = resolve_device(arguments.device)
     check_compile(arguments.compile, device)
     threads = torch.get_num_threads()
@@ -201,7 +212,7 @@ def _layers(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
         step = Step(model, "prox_cg1", device)
         found = {call.shape: call for call in calls(step.network, step.inputs, step.labels)}
         for call, mode in itertools.product(found.values(), arguments.modes):
-            yield {"model": model} | measure_layer(call, mode, device)
+            yield {"model": model} | measure_layer(call, mode, device, arguments.seconds)
 
 
 def _cell(name: str, value: float | str) -> str:

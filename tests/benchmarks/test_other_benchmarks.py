@@ -73,3 +73,16 @@ def test_a_device_that_is_none_is_one_line(
     configs = ["configs/paper/mlp_sgd_cg3.yaml"] if name == "optimizer_cost" else []
     assert run(monkeypatch, name, *configs, "--device", "foo") == 2
     assert capsys.readouterr().err == "error: device: must be auto, cpu, cuda or cuda:N, got 'foo'\n"
+
+
+def test_layers_are_measured_for_so_many_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(step_cost, "measure_layer", lambda *given: seen.append(given[3]) or {})
+    for seconds in ([], ["--seconds", "7"]):
+        assert run(monkeypatch, "step_cost", "--layers", "--model", "convnet", "--modes", "gradient", *seconds) == 0
+    assert seen == [1.0] * 3 + [7.0] * 3
+
+
+def test_layers_are_not_compiled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "step_cost", "--layers", "--compile", "default") == 2
+    assert capsys.readouterr().err == "error: --layers are measured without --compile (see --help)\n"
