@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from proxprop import convert
 from proxprop.layers import ProxPropLayer
+from proxprop.modes import parse_mode
 
 BATCH = 500
 """Images in a batch of the paper's networks."""
@@ -176,7 +177,7 @@ class Shape:
             return 0.0
         if mode == "prox_exact":
             return self.g * min(gram + d**3 / 3 + d * d * o, kernel + m**3 / 3 + m * m * o)
-        n = int(mode.split("_cg")[1])
+        n = parse_mode(mode).iterations
         spectral = kernel + 9 * m**3 + 2 * m * m * o  # 9 m³: a symmetric eigendecomposition with its vectors
         return self.g * min(gram + n * d * d * o, kernel + n * m * m * o, spectral, (2 * n - 1) * m * d * o)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks import step_cost
-from benchmarks.networks import NETWORKS, Network, calls, floor
+from benchmarks.networks import NETWORKS, Call, Network, Shape, calls, floor
 from benchmarks.step_cost import Step, measure, measure_layer
 from proxprop import convert
 from proxprop.layers import ProxPropLayer
@@ -48,7 +48,10 @@ def test_a_row_of_each_table(monkeypatch):
     assert row["floor"] == 1
     step = Step("mlp", "prox_cg3", CPU)
     (call,) = calls(step.network, step.inputs, step.labels)
-    assert measure_layer(call, "prox_exact", CPU, 1e-9)["form"] == "Dual"
+    monkeypatch.setattr(step_cost, "peak_allocation", lambda run, device: next(peaks))
+    peaks = iter([7.0 * 3073**2, 3.0 * 3073**2])
+    row = measure_layer(call, "prox_exact", CPU, 1e-9)
+    assert (row["form"], row["memory"]) == ("Dual", 0.5)  # 4·d² bytes more, over 8·d²
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(300, 20), nn.Conv2d(3, 16, 5)])
@@ -59,3 +62,45 @@ def test_a_layer_holds_no_more_than_itself(layer):
     inputs = torch.rand(50, 300) if isinstance(layer, nn.Linear) else torch.rand(5, 3, 32, 32)
     (call,) = calls(network, inputs, torch.zeros(len(inputs), dtype=torch.long))
     assert measure_layer(call, "gradient", CPU, 1e-9)["memory"] == 0
+
+
+TALL, WIDE = Shape(2, 10, 6, 3, gram=180, kernel=300), Shape(1, 2, 50, 3, gram=2500, kernel=100)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode", "multiply_adds"),
+    [
+        (TALL, "gradient", 0),
+        (TALL, "prox_exact", 2 * (180 + 6 * 6 * 6 / 3 + 6 * 6 * 3)),
+        (TALL, "prox_cg1", 2 * 10 * 6 * 3),  # A alone
+        (TALL, "prox_cg3", 2 * (180 + 3 * 6 * 6 * 3)),
+        (TALL, "published_cg3", 2 * (180 + 3 * 6 * 6 * 3)),
+        (TALL, "published_cg3-only-stop", 2 * (180 + 3 * 6 * 6 * 3)),
+        (WIDE, "prox_exact", 100 + 2 * 2 * 2 / 3 + 2 * 2 * 3),
+        (WIDE, "prox_cg3", 100 + 3 * 2 * 2 * 3),
+        (WIDE, "prox_cg10", 100 + 9 * 2 * 2 * 2 + 2 * 2 * 2 * 3),  # the kernel's eigenvectors
+    ],
+)
+def test_multiply_adds_of_a_mode(shape, mode, multiply_adds):
+    assert shape.extra(mode) == pytest.approx(multiply_adds)
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "shape"),
+    [
+        (nn.Linear(3, 4), (2, 5, 3), Shape(1, 10, 4, 4, gram=10 * 4 * 4 / 2, kernel=10 * 10 * 4 / 2)),
+        # 5·5 distances of taps, 2·2 pairs of channels; products of 25 pixels of 2 channels.
+        (nn.Conv2d(4, 6, 3, padding=1, groups=2), (1, 4, 5, 5), Shape(2, 25, 19, 3, 25 * 25 * 4 / 2, 25 * 25 * 2 / 2)),
+        # Of three taps the outer two, which the stride makes alike, have 5 distances to others, and the middle one 3.
+        (nn.Conv2d(1, 2, 3, 2, padding=1), (1, 1, 5, 5), Shape(1, 9, 10, 2, 9 * 8 * 8 / 2, 25 * 25 / 2)),
+        (nn.Conv2d(3, 2, 1), (1, 3, 2, 2), Shape(1, 4, 4, 2, 4 * 9 / 2, 4 * 4 * 3 / 2)),
+    ],
+)
+def test_a_layer_as_a_matrix_problem(layer, size, shape):
+    input = torch.ones(size)
+    assert Shape.of(layer, input, layer(input)) == shape
+
+
+def test_a_floor_is_over_two_products_of_the_first_layer_and_three_of_others():
+    first, second = (Call("", None, None, None, shape) for shape in (TALL, WIDE))
+    assert floor([first, second], "prox_cg3") == 1 + (1008 + 136) / (2 * 360 + 3 * 300)
