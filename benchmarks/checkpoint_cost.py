@@ -22,7 +22,7 @@ from experiments.command.cli import Parser, run_command, user_path
 from experiments.config import load_config
 from experiments.data.datasets import Data, Split
 from experiments.folder.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
-from experiments.training.device import device_name, resolve_device, synchronize
+from experiments.training.device import device_name, keep_freed_memory, resolve_device, synchronize
 from experiments.training.networks import build
 from experiments.training.train import Training
 
@@ -78,6 +78,8 @@ def main() -> int:
     add_json(parser)
     options = parser.parse_args()
     device = resolve_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     header = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     rows = []
     print(f"{'run':24} {'MB':>7} {'epoch s':>8} {'save s':>7} {'load s':>7}  save / epoch")

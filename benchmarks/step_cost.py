@@ -29,7 +29,7 @@ from benchmarks.output import add_json, write_json
 from experiments.command.cli import Parser, run_command
 from experiments.config import Compile
 from experiments.training.compilation import check_compile, compile_errors, loss_function
-from experiments.training.device import device_name, full_precision, resolve_device
+from experiments.training.device import device_name, full_precision, keep_freed_memory, resolve_device
 from proxprop.modes import parse_mode
 from proxprop.observe import observing
 
@@ -188,6 +188,8 @@ def benchmark() -> int:
     arguments.seconds = arguments.seconds or (1.0 if arguments.layers else 10.0)
     device = resolve_device(arguments.device)
     check_compile(arguments.compile, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     threads = torch.get_num_threads()
     how = arguments.compile
     print(f"{device_name(device)}, {threads} threads, PyTorch {torch.__version__}, compile {how}")

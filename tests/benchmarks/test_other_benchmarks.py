@@ -1,8 +1,11 @@
 """The benchmarks that no other test runs come to their end, and refuse what they cannot do before they begin."""
 
+import itertools
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -44,11 +47,14 @@ def test_digits_of_directions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_seconds_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checkpoint_cost, "CONFIGS", ("convnet_adam_gradient",))
     monkeypatch.setattr(checkpoint_cost, "STEPS", 2)
+    clock = SimpleNamespace(perf_counter=itertools.count(0, 2).__next__)  # two seconds each time it is looked at
+    monkeypatch.setattr(checkpoint_cost, "time", clock)
     file = tmp_path / "checkpoint.json"
     assert run(monkeypatch, "checkpoint_cost", "--device", "cpu", "--json", str(file)) == 0
     (row,) = json.loads(file.read_text())["rows"]
     assert row["run"] == "convnet_adam_gradient"
-    assert row["save_ratio"] == pytest.approx(row["save_s"] / row["epoch_s"])
+    assert (row["epoch_s"], row["save_s"], row["load_s"]) == (90 * 2, 2, 2)
+    assert row["save_ratio"] == 2 / 180
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -86,3 +92,12 @@ def test_layers_are_measured_for_so_many_seconds(monkeypatch: pytest.MonkeyPatch
 def test_layers_are_not_compiled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "step_cost", "--layers", "--compile", "default") == 2
     assert capsys.readouterr().err == "error: --layers are measured without --compile (see --help)\n"
+
+
+@pytest.mark.parametrize("module", [step_cost, checkpoint_cost])
+def test_steps_are_measured_with_the_memory_that_training_keeps(monkeypatch: pytest.MonkeyPatch, module) -> None:
+    seen = []
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: seen.append("kept"))
+    monkeypatch.setattr(module, "measure", lambda *_: seen.append("measured") or defaultdict(float))
+    assert run(monkeypatch, module.__name__.rpartition(".")[2], "--device", "cpu") == 0
+    assert seen[:2] == ["kept", "measured"]
