@@ -1,5 +1,7 @@
 """The benchmark measures what it says it does."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,9 @@ from torch import nn
 from benchmarks import step_cost
 from benchmarks.networks import NETWORKS, Call, Network, Shape, calls, floor
 from benchmarks.step_cost import Step, measure, measure_layer
-from proxprop import convert
+from experiments.config import Config, load_config
+from experiments.training.networks import build
+from proxprop import convert, revert
 from proxprop.layers import ProxPropLayer
 
 CPU = torch.device("cpu")
@@ -20,6 +24,22 @@ def test_every_network_is_plain_or_converted_but_for_its_last_layer(name):
     others = {n for n, m in proximal.named_modules() if isinstance(m, nn.Linear) and not isinstance(m, ProxPropLayer)}
     assert NETWORKS[name].output in others
     assert any(isinstance(module, ProxPropLayer) for module in proximal.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("mlp", {"name": "mlp"}),
+        ("convnet", {"name": "convnet"}),
+        ("resnet18", {"name": "resnet18", "stem": "imagenet"}),
+        ("resnet18_32", {"name": "resnet18", "stem": "cifar"}),
+    ],
+)
+def test_networks_of_the_experiments_are_those(name, model):
+    config = load_config(Path("configs/paper/convnet_adam_cg3.yaml")).model_dump() | {"model": model}
+    network = build(Config.model_validate(config))
+    revert(network)
+    assert str(network) == str(NETWORKS[name].build(None))
 
 
 def test_calls_are_those_of_layers_that_multiply():
