@@ -11,7 +11,6 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from experiments.command.cli import RESULTS, Parser, UsageError, run_command, user_path
 from experiments.config import DEVICE
@@ -75,13 +74,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
     runs = plan(
         paths, overrides, arguments.output, seeds=arguments.seeds, afresh=arguments.overwrite, elsewhere=elsewhere
     )
-    executor = _executor(arguments)
     if arguments.check:
         return 0
     already = {run.folder: skipped(run) for run in runs}
     waiting = [run for run in runs if already[run.folder] is None]
     failed = set()
-    for outcome in itertools.chain(filter(None, already.values()), _launch(waiting, arguments, executor)):
+    for outcome in itertools.chain(filter(None, already.values()), _launch(waiting, arguments)):
         if outcome.failed:
             failed.add(outcome.run.folder)
             print(f"error: {outcome.run.config.name}: {outcome.text}", file=sys.stderr, flush=True)
@@ -104,6 +102,8 @@ def _check_launcher(arguments: argparse.Namespace) -> None:
         raise UsageError("--devices is for this machine; with --launcher submitit, say --submitit gpus_per_node=1")
     if arguments.launcher == "local" and arguments.submitit:
         raise UsageError("--submitit needs --launcher submitit")
+    if arguments.launcher == "submitit":
+        cluster.check_parameters(apply_overrides({}, arguments.submitit))
     for device in _devices(arguments):
         if not re.fullmatch(DEVICE, device):
             raise UsageError(f"devices: must be cpu, cuda or cuda:N, joined by commas, got {arguments.devices!r}")
@@ -114,14 +114,7 @@ def _devices(arguments: argparse.Namespace) -> list[str]:
     return arguments.devices.split(",") if arguments.devices is not None else []
 
 
-def _executor(arguments: argparse.Namespace) -> Any:
-    """What takes jobs, where a cluster is to run them."""
-    if arguments.launcher == "local":
-        return None
-    return cluster.make_executor(arguments.output / "submitit", apply_overrides({}, arguments.submitit))
-
-
-def _launch(runs: Sequence[PlannedRun], arguments: argparse.Namespace, executor: Any) -> Iterator[Outcome]:
+def _launch(runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> Iterator[Outcome]:
     if not runs:
         return iter(())
     devices = _devices(arguments)
@@ -129,8 +122,9 @@ def _launch(runs: Sequence[PlannedRun], arguments: argparse.Namespace, executor:
         return serial.launch(runs)
     for config in {run.config.data for run in runs}:
         load(config, resolve_device("cpu"))  # what is missing is known at the start
-    if executor is not None:
-        return cluster.launch(runs, executor, arguments.jobs)
+    if arguments.launcher == "submitit":
+        parameters = apply_overrides({}, arguments.submitit)
+        return cluster.launch(runs, arguments.output / "submitit", arguments.jobs, parameters)
     return processes.launch(runs, arguments.jobs or len(devices), devices)
 
 

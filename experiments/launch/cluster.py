@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,17 +21,16 @@ from experiments.launch.watch import watch
 from experiments.training.device import memory_errors
 
 
-def make_executor(logs: Path, parameters: dict[str, Any]) -> Any:
-    """submitit's, which takes jobs.
-
-    Args:
-        logs: a folder on a file system that the jobs share.
-        parameters: submitit's, e.g. timeout_min, gpus_per_node, slurm_partition; `cluster` is 'slurm', the default, or
-            'local'.
-
-    Raises:
-        ConfigError: submitit is not installed, does not know a parameter, or finds no cluster.
+def check_parameters(parameters: dict[str, Any]) -> None:
     """
+    Raises:
+        ConfigError: jobs cannot be started with them, see `launch`.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # submitit makes the folder of its logs
+        _executor(Path(folder), parameters)
+
+
+def _executor(logs: Path, parameters: dict[str, Any]) -> Any:
     try:
         import submitit
     except ImportError as error:
@@ -48,15 +48,22 @@ def make_executor(logs: Path, parameters: dict[str, Any]) -> Any:
     return executor
 
 
-def launch(runs: Sequence[PlannedRun], executor: Any, jobs: int | None) -> Iterator[Outcome]:
-    """Each run as a job of ``executor``, up to `jobs` at a time (None: all at once).
+def launch(runs: Sequence[PlannedRun], logs: Path, jobs: int | None, parameters: dict[str, Any]) -> Iterator[Outcome]:
+    """Each run as a job, up to `jobs` at a time (None: all at once).
 
     A job that gets submitit's warning signal, before a time limit or when preempted, is queued again and goes on from
     its checkpoint.
 
+    Args:
+        logs: a folder on a file system that the jobs share.
+        parameters: submitit's, e.g. timeout_min, gpus_per_node, slurm_partition; `cluster` is 'slurm', the default, or
+            'local'.
+
     Raises:
+        ConfigError: submitit is not installed, does not know a parameter, or finds no cluster.
         Interrupted: by SIGINT or SIGTERM, once the jobs are cancelled.
     """
+    executor = _executor(logs, parameters)
     # The jobs' interpreters inherit it; they may start in another folder.
     os.environ["PYTHONPATH"] = import_path()
 

@@ -62,7 +62,7 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(write_config, start, wai
     assert process.wait() == code
     assert process.output == "tiny: under way, epoch 0/2\n"
     line = re.fullmatch(
-        r"interrupted: tiny: stopped after epoch (\d)(?: and (\d+) minibatches)?, its state saved in "
+        r"interrupted: tiny: stopped after epoch (\d)(?: and (\d+) minibatch(?:es)?)?, its state saved in "
         r"results/configs/tiny; the same command goes on from there\n",
         process.errors,
     )
@@ -175,8 +175,8 @@ def test_a_run_stops_after_the_minibatch_it_is_in(expected, run_until, capsys, m
     assert run_until(minibatches, ["configs/tiny.yaml"], [number]) == code
     assert capsys.readouterr() == (
         "tiny: under way, epoch 0/3\n",
-        f"interrupted: tiny: stopped after epoch {epoch} and {batch} minibatches, its state saved in {TINY}; "
-        "the same command goes on from there\n",
+        f"interrupted: tiny: stopped after epoch {epoch} and {batch} minibatch{'es' * (batch != 1)}, its state saved "
+        f"in {TINY}; the same command goes on from there\n",
     )
     assert numbers(TINY) == expected[: epoch + 2]
     assert main(["configs/tiny.yaml"]) == 0

@@ -185,7 +185,9 @@ def test_a_published_solve_that_rounding_has_undone_is_told():
     torch.manual_seed(0)
     x = torch.rand(64, 300) + 10
     row, _ = verdict("published_cg3", 1.0, x, torch.randn(64, 50) * 1e-6)
-    assert row.verdict.startswith("inaccurate: rounding leaves 0.")
+    assert row.digits < 1
+    # What is left of it may point anywhere.
+    assert row.verdict.startswith(("inaccurate: rounding leaves 0.", "no descent direction: "))
     assert row.form == "Bordered"
 
 
