@@ -251,7 +251,7 @@ def test_torchrun_passes_a_signal_on_and_both_stop_after_the_same_step(write_con
     told = re.findall(r"^interrupted: .*$", process.errors, re.MULTILINE)
     assert len(told) == 1, process.errors
     line = re.fullmatch(
-        r"interrupted: tiny: stopped after epoch (\d+)(?: and (\d+) minibatches)?, its state saved in "
+        r"interrupted: tiny: stopped after epoch (\d+)(?: and (\d+) minibatch(?:es)?)?, its state saved in "
         r"results/configs/tiny; the same command goes on from there",
         told[0],
     )
