@@ -90,10 +90,11 @@ def plot(options: argparse.Namespace) -> int:
     if options.output.suffix != ".pdf":
         raise UsageError(f"--output must end in .pdf, got {options.output}")
     runs = load_runs(*options.results)
-    if not shown_figures(runs):
-        raise RecordError(f"{' '.join(map(str, options.results))}: no run of the paper's figures, which are known by "
-                          "their folders' names (scripts/plots/figures.py); for sweeps, see plot_sweep.py")  # fmt: skip
     published = load_runs(*options.published)
+    for roots, found in ((options.results, runs), (options.published, published)):
+        if roots and not shown_figures(found):
+            raise RecordError(f"{' '.join(map(str, roots))}: no run of the paper's figures, which are known by their "
+                              "folders' names (scripts/plots/figures.py); for sweeps, see plot_sweep.py")  # fmt: skip
     table_1 = read_runs(*options.table1)
     quiet = read_runs(*options.seconds_from)
     if quiet:

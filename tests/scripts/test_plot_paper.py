@@ -66,6 +66,9 @@ def test_runs_of_which_the_paper_has_no_figure(tmp_path: Path, capsys: pytest.Ca
     write_run(tmp_path / "runs" / "mine")
     assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "x.pdf")]) == 2
     assert_one_line_error(capsys, "runs: no run of the paper's figures")
+    known = str(write_suite(tmp_path / "suite"))
+    assert main([known, "--published", str(tmp_path / "runs"), "--output", str(tmp_path / "x.pdf")]) == 2
+    assert_one_line_error(capsys, "runs: no run of the paper's figures")
     assert not (tmp_path / "x.pdf").exists()
 
 
