@@ -75,7 +75,7 @@ def draw_curves(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) 
         xs = shown.xs / x_unit(panel, x_end)[0]
         line = style.LINES[item.curve.style]
         step = max(1, len(xs) // style.MARKERS_PER_CURVE)
-        draw_band(axes, xs, shown.ys, shown.std, line.color)
+        draw_band(axes, xs, shown.low, shown.high, line.color)
         axes.plot(
             xs,
             shown.ys,
@@ -91,10 +91,10 @@ def draw_curves(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) 
         )
 
 
-def draw_band(axes: Axes, xs: np.ndarray, mean: np.ndarray, std: np.ndarray, color: str) -> None:
-    """One standard deviation about the mean, where there are several seeds."""
-    if np.isfinite(std).any():
-        axes.fill_between(xs, mean - std, mean + std, color=color, alpha=style.BAND_ALPHA, linewidth=0)
+def draw_band(axes: Axes, xs: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
+    """From the lowest to the highest, where there are several seeds."""
+    if np.isfinite(low).any():
+        axes.fill_between(xs, low, high, color=color, alpha=style.BAND_ALPHA, linewidth=0)
 
 
 def mark_divergence(axes: Axes, panel: Panel, drawn: Sequence[Drawn], x_end: float) -> None:
@@ -161,18 +161,12 @@ def loss_limits(panel: Panel, drawn: Sequence[Drawn], x_end: float) -> tuple[flo
     So a diverging curve leaves at the top rather than flatten the others.
     """
     shown = [points(item.group.runs, panel.x, panel.y, x_end) for item in drawn]
-    means = np.concatenate([one.ys for one in shown])
-    stds = np.nan_to_num(np.concatenate([one.std for one in shown]))
-    if not (means > 0).any():
+    values = np.concatenate([each for one in shown for each in (one.ys, one.low, one.high)])
+    values = values[values > 0]
+    if not values.size:
         return 0.1, 10.0
     highest = 2 * max(item.group.train_loss(0).mean for item in drawn)
-    return 0.85 * log_bottom(means, stds), 1.2 * min((means + stds).max(), highest)
-
-
-def log_bottom(means: np.ndarray, stds: np.ndarray) -> float:
-    """The lowest of positive means and the bands below them, but of a band at most a decade, as it may reach zero."""
-    means, stds = means[means > 0], stds[means > 0]
-    return float(np.maximum(means - stds, means / 10).min())
+    return 0.85 * values.min(), 1.2 * min(values.max(), highest)
 
 
 def scale_loss(axes: Axes, low: float, high: float) -> None:

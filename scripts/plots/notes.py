@@ -36,7 +36,7 @@ def status_note(names: Iterable[str], groups: Mapping[str, Replicates], where: s
 def band_note(seeds: Iterable[int], what: str = "bands") -> str:
     """What a band (or a bar) is, given how many seeds each curve or point has; nothing where there is none."""
     several = sorted({count for count in seeds if count > 1})
-    return f"{what}: one standard deviation over {' or '.join(map(str, several))} seeds" if several else ""
+    return f"{what}: lowest to highest of {' or '.join(map(str, several))} seeds" if several else ""
 
 
 def _named(group: Replicates) -> str:

@@ -25,17 +25,24 @@ SPEED_KEYS = ("compile", "diagnostics_every")
 
 @dataclass(frozen=True)
 class Stat:
-    """Mean and standard deviation (of a sample) over seeds; NaN where there is nothing to take it of."""
+    """Mean, standard deviation (of a sample), lowest and highest over seeds; NaN where there is nothing to take it of.
+
+    Of one seed there is the mean alone.
+    """
 
     mean: float
     std: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Stat:
         known = np.array([value for value in values if value is not None], dtype=float)
         if not known.size:
             return cls(math.nan)
-        return cls(float(known.mean()), float(known.std(ddof=1)) if known.size > 1 else math.nan)
+        if known.size == 1:
+            return cls(float(known[0]))
+        return cls(*map(float, (known.mean(), known.std(ddof=1), known.min(), known.max())))
 
 
 @dataclass(frozen=True)
@@ -177,11 +184,12 @@ def steady(runs: Sequence[RecordedRun]) -> Sequence[RecordedRun]:
 
 @dataclass(frozen=True)
 class Points:
-    """A curve: the mean over seeds, and the band of one standard deviation about it (NaN for one seed)."""
+    """A curve: the mean over seeds, and the lowest and highest of them (NaN for one seed)."""
 
     xs: np.ndarray
     ys: np.ndarray
-    std: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 def points(runs: Sequence[RecordedRun], x: str, y: str, x_end: float) -> Points:
@@ -197,10 +205,10 @@ def points(runs: Sequence[RecordedRun], x: str, y: str, x_end: float) -> Points:
     xs = np.mean([epochs if x == "epoch" else table.loc[epochs, x] for table in tables], axis=0)
     ys = np.array([table.loc[epochs, y] for table in tables], dtype=float)
     if not np.isfinite(xs).all():  # seconds that are not known
-        return Points(xs[:0], xs[:0], xs[:0])
+        return Points(xs[:0], xs[:0], xs[:0], xs[:0])
     visible = int(np.searchsorted(xs, x_end, side="right")) + 1
-    std = ys.std(axis=0, ddof=1) if len(tables) > 1 else np.full(len(epochs), np.nan)
-    return Points(xs[:visible], ys.mean(axis=0)[:visible], std[:visible])
+    low, high = (ys.min(axis=0), ys.max(axis=0)) if len(tables) > 1 else np.full((2, len(epochs)), np.nan)
+    return Points(*(one[:visible] for one in (xs, ys.mean(axis=0), low, high)))
 
 
 def _finite(metrics: pd.DataFrame, y: str) -> pd.DataFrame:

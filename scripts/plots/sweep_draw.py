@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentF
 
 from experiments.command.errors import RecordError
 from scripts.plots import style
-from scripts.plots.draw import draw_band, log_bottom, new_page, scale_loss
+from scripts.plots.draw import draw_band, new_page, scale_loss
 from scripts.plots.notes import Footer, band_note, joined
 from scripts.plots.sweep import NUMBERS, Answer, label, sort_key
 
@@ -81,12 +81,12 @@ def _draw_curve(
     place = answer.hues.index(hue) - (len(answer.hues) - 1) / 2
     xs = np.array([positions[label(cell.x)] + place * step for cell in cells])
     mean = np.array([cell.stat.mean for cell in cells])  # NaN where all diverged: the curve is broken there
-    std = np.array([cell.stat.std for cell in cells])
-    std = np.where(np.isfinite(mean), std, np.nan)
+    low, high = np.array([[cell.stat.low, cell.stat.high] for cell in cells]).T
     if not step:
-        draw_band(axes, xs, mean, std, line.color)
-    elif np.isfinite(std).any():
-        axes.errorbar(xs, mean, std, fmt="none", ecolor=line.color, elinewidth=style.LINE_WIDTH, capsize=3)
+        draw_band(axes, xs, low, high, line.color)
+    elif np.isfinite(low).any():
+        reach = mean - low, high - mean
+        axes.errorbar(xs, mean, reach, fmt="none", ecolor=line.color, elinewidth=style.LINE_WIDTH, capsize=3)
     (drawn,) = axes.plot(
         xs,
         mean,
@@ -155,18 +155,17 @@ def _scale_y(axes: Axes, answer: Answer, scale: str | None) -> float:
     stats = [cell.stat for cell in answer.cells if math.isfinite(cell.stat.mean)]
     if not stats:
         return math.inf
-    means, stds = np.array([stat.mean for stat in stats]), np.nan_to_num([stat.std for stat in stats])
+    low = min(np.nanmin([stat.mean, stat.low]) for stat in stats)
+    high = max(np.nanmax([stat.mean, stat.high]) for stat in stats)
     is_accuracy = name.endswith("accuracy")
-    low, high = means.min(), (means + stds).max()
     if (start := _before_training(answer)) is not None:
         high = max(high, start) if low > start else min(max(high, start), 2 * start)
     if scale == "log" and low <= 0:
         raise RecordError(f"--yscale: log needs positive numbers, but {name} is {low:g} in a run")
     if scale == "log" or (scale is None and not is_accuracy and low > 0 and high > 5 * low):
         top = 1.2 * high
-        scale_loss(axes, log_bottom(means, stds) / 1.2, top)
+        scale_loss(axes, low / 1.2, top)
     else:
-        low = (means - stds).min()
         margin = 0.06 * (high - low) or 0.1
         top = high + margin
         axes.set_ylim(low - margin, top)

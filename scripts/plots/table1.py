@@ -18,10 +18,10 @@ from experiments.command.errors import RecordError, counted
 from experiments.config import differing_keys
 from experiments.folder.read import RecordedRun
 from scripts.plots import style
-from scripts.plots.draw import draw_band, log_bottom, new_page, scale_loss
+from scripts.plots.draw import draw_band, new_page, scale_loss
 from scripts.plots.notes import Footer, joined
 from scripts.plots.paper_numbers import STEP_SIZES, TABLE_1
-from scripts.plots.runs import SEED_KEYS
+from scripts.plots.runs import SEED_KEYS, Stat
 from scripts.plots.sweep import Answer, Cell, Question, answer
 from scripts.plots.sweep_table import text as cell_text
 from scripts.plots.table import rule, write_row
@@ -147,11 +147,9 @@ def draw_table1(rows: Sequence[Row], found: Answer) -> Page:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("Step size τ (optimizer.lr)")
     axes.set_ylabel("Full-batch training loss (cross-entropy)")
-    stats = [cell.stat for row in rows for cell in row.cells if cell and cell.stat.mean > 0]
-    papers = [loss for losses in TABLE_1.values() for loss in losses if loss > 0]
-    means = np.array([*(stat.mean for stat in stats), *papers])
-    stds = np.nan_to_num([*(stat.std for stat in stats), *(0.0 for _ in papers)])
-    scale_loss(axes, log_bottom(means, stds) / 1.6, TOP)
+    stats = [cell.stat for row in rows for cell in row.cells if cell]
+    losses = [*(stat.mean for stat in stats), *(stat.low for stat in stats), *itertools.chain(*TABLE_1.values())]
+    scale_loss(axes, min(loss for loss in losses if loss > 0) / 1.6, TOP)
     handles = [_draw_row(axes, row) for row in rows]
     tops: dict[float, list[tuple[str, str]]] = {tau: [] for tau in STEP_SIZES}
     for row in rows:
@@ -181,9 +179,9 @@ def _marker(line: style.Line) -> str:
 def _draw_row(axes: Axes, row: Row) -> Line2D:
     line = style.LINES[row.method]
     published = row.solver == "published"
-    means = [cell.stat.mean if cell and cell.stat.mean <= TOP else math.nan for cell in row.cells]
-    stds = [cell.stat.std if cell else math.nan for cell in row.cells]
-    draw_band(axes, *map(_array, (STEP_SIZES, means, stds)), line.color)
+    shown = [cell.stat if cell and cell.stat.mean <= TOP else Stat(math.nan) for cell in row.cells]
+    means, low, high = np.array([[stat.mean, stat.low, stat.high] for stat in shown]).T
+    draw_band(axes, np.array(STEP_SIZES), low, high, line.color)
     (drawn,) = axes.plot(
         STEP_SIZES,
         means,
@@ -196,10 +194,6 @@ def _draw_row(axes: Axes, row: Row) -> Line2D:
         label=row.label_with_cut,
     )
     return drawn
-
-
-def _array(values: Sequence[float]):
-    return np.array(values, dtype=float)
 
 
 def _sign(loss: float, nan: str, above: str) -> str:

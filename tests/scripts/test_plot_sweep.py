@@ -155,10 +155,10 @@ def test_losses_far_above_the_start_are_drawn_upright(tmp_path: Path) -> None:
 def test_bands_are_within_the_axis(tmp_path: Path, scale: str) -> None:
     write_sweep(tmp_path / "runs", seeds=3)
     found = answer(Question(X, HUE, "train_loss"), [read_run(folder) for folder in find_runs(tmp_path / "runs")])
-    low = min(cell.stat.mean - cell.stat.std for cell in found.cells)
+    low = min(cell.stat.low for cell in found.cells)
     bottom, top = sweep_draw.draw_sweep(found, yscale=scale).axes[0].get_ylim()
     assert bottom < low
-    assert max(cell.stat.mean + cell.stat.std for cell in found.cells) < top
+    assert max(cell.stat.high for cell in found.cells) < top
 
 
 def test_logarithms_of_what_is_not_positive_are_refused(tmp_path: Path, capsys) -> None:
@@ -210,9 +210,9 @@ def test_between_words_there_is_no_line_and_accuracies_are_per_cent(tmp_path: Pa
     assert list(points["gradient"].get_ydata()) == pytest.approx([0.605, 0.055])
     assert list(points["gradient"].get_xdata() + 0.1) == pytest.approx(list(points["prox_cg3"].get_xdata()))
     bars = [segment[:, 1] for lines in axes.collections for segment in lines.get_segments()]
-    assert [top - bottom for bottom, top in bars] == pytest.approx([0.01 * 2**0.5] * 4)
+    assert [top - bottom for bottom, top in bars] == pytest.approx([0.01] * 4)
     texts = " ".join(text.get_text() for text in page.texts).replace("\N{NO-BREAK SPACE}", " ")
-    assert "bars: one standard deviation over 2 seeds" in texts
+    assert "bars: lowest to highest of 2 seeds" in texts
     assert "seed: 0, 1 " in texts
     assert_all_is_on_the_paper(page)
 
