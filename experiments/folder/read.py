@@ -27,7 +27,15 @@ class _Data(BaseModel, strict=True):
     official: bool | None
 
 
-class _Summary(BaseModel, strict=True):
+class _Environment(BaseModel, strict=True):
+    git_commit: str | None
+    torch: str
+    device: str
+    device_name: str
+    threads: int
+
+
+class _Summary(_Environment, strict=True):
     """What is read of a summary, since one may be edited; it holds more."""
 
     status: Literal["finished", "diverged"]
@@ -36,12 +44,8 @@ class _Summary(BaseModel, strict=True):
     test_accuracy: float
     seed: int
     data: _Data
-    git_commit: str | None
-    torch: str
-    device: str
-    device_name: str
-    threads: int
     date: str
+    earlier_environments: list[_Environment] = []
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:

@@ -96,19 +96,20 @@ def describe_epochs(runs: Sequence[RecordedRun]) -> str:
 
 
 def provenance(runs: Sequence[RecordedRun]) -> str:
-    """Hardware, data, seed, epochs, threads, versions and date; differing values are all listed."""
+    """Hardware, data, seed, epochs, threads, versions and date; what differs, in parts of a run too, is all listed."""
     summaries = [run.summary for run in runs if run.summary]
     if not summaries:
         return "No run is finished: hardware, data and date are recorded at a run's end."
+    environments = [one for s in summaries for one in (*s.get("earlier_environments", ()), s)]
     dates = sorted({summary["date"][:10] for summary in summaries})
     fields = {
-        "Hardware": distinct(f"{s['device_name']} ({s['device']})" for s in summaries),
-        "threads": distinct(s["threads"] for s in summaries),
+        "Hardware": distinct(f"{one['device_name']} ({one['device']})" for one in environments),
+        "threads": distinct(one["threads"] for one in environments),
         "data": distinct(describe_data(s["data"]) for s in summaries),
         "seed": distinct(sorted(s["seed"] for s in summaries)),
         "epochs run": describe_epochs(runs),
-        "PyTorch": distinct(s["torch"] for s in summaries),
-        "commit": distinct(short_commit(s["git_commit"]) for s in summaries),
+        "PyTorch": distinct(one["torch"] for one in environments),
+        "commit": distinct(short_commit(one["git_commit"]) for one in environments),
         "date": dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
     }
     # A line breaks between fields and after a comma alone (U+00A0).

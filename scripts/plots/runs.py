@@ -17,8 +17,9 @@ from experiments.config.sweep_file import without_seed
 from experiments.data.datasets import training_images
 from experiments.folder.read import RecordedRun, find_runs, read_run
 
-SEED_KEYS = {"name", "seed", "order_seed"}
-LENGTH_KEYS = {"epochs", "data.root", "data.train_samples"}
+SEED_KEYS = {"name", "seed", "order_seed", "data.root"}
+"""In which the runs of one config may differ: the folder that the images are read from decides no number."""
+LENGTH_KEYS = {"epochs", "data.train_samples"}
 SPEED_KEYS = ("compile", "diagnostics_every")
 """Which change nothing but the seconds."""
 

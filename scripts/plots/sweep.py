@@ -27,7 +27,7 @@ NUMBERS = {
 """What can be drawn of a run: the columns of its metrics after the last epoch, and numbers of the whole run."""
 
 # Keys in which runs may differ that one point of the figure stands for.
-_NO_MATTER = {*SEED_KEYS, *EXECUTION_KEYS, "data.root"}
+_NO_MATTER = {*SEED_KEYS, *EXECUTION_KEYS}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from scripts.plots.sweep_table import text as cell_text
 from scripts.plots.table import rule, write_row
 
 X, HUE, Y = "optimizer.lr", "proxprop.optimization_mode", "train_loss"
-VARIES = {X, HUE, *SEED_KEYS, "epochs", "data.root"}
+VARIES = {X, HUE, *SEED_KEYS, "epochs"}
 """In which keys the runs of one table may differ."""
 LABELS = {"gradient": "BackProp", "cg1": "ProxProp (cg1)", "cg3": "ProxProp (cg3)", "cg5": "ProxProp (cg5)"}
 SOLVERS = {"published": "published solver", "prox": "as stated"}

@@ -86,6 +86,10 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "no device": (facts(device=...), "summary.json: device: missing, it must be given"),
     "no date": (facts(date=None), "summary.json: date: must be a valid string, got None"),
     "data as text": (facts(data="cifar10"), "summary.json: data: must be a mapping of keys to values, got 'cifar10'"),
+    "a first part without a device": (
+        facts(earlier_environments=[{"torch": "2.14.1"}]),
+        "summary.json: earlier_environments.0.git_commit: missing",
+    ),
     "data without a size": (facts(data={"name": "digits", "official": None}), "data.train_samples: missing"),
     "a summary of lists in lists": (content("summary.json", lambda text: b"[" * 100_000), "cannot be read as"),
     "a summary that is a number": (content("summary.json", lambda text: b"3"), "must be a JSON object, got 3"),

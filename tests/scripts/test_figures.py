@@ -119,6 +119,13 @@ def test_seeds_that_differ_in_more_are_refused(tmp_path: Path) -> None:
         load_runs(tmp_path)
 
 
+def test_seeds_may_have_read_their_images_from_different_folders(tmp_path: Path) -> None:
+    write_seeds(tmp_path, [0.04], epochs=3)
+    write_run(tmp_path / "mlp_sgd_cg3,seed=1", seed=1, epochs=3, settings={"data": {"root": "elsewhere"}})
+    (group,) = load_runs(tmp_path).values()
+    assert len(group.runs) == 2
+
+
 @pytest.mark.parametrize("settings", [{}, {"order_seed": 0}])
 def test_a_seed_is_counted_once(tmp_path: Path, settings: dict[str, int]) -> None:
     write_seeds(tmp_path, [0.04], epochs=3)
@@ -321,6 +328,11 @@ def test_provenance_lists_what_differs(tmp_path: Path) -> None:
     assert "epochs run: 4 (ProxProp), 9 (BackProp)" in text
     assert "date: 2026-05-04 to 2026-06-01" in text
     assert text.count("Example GPU (cuda)") == 1
+    earlier = {"git_commit": "abc-dirty", "torch": "2.12.0", "device": "cpu", "device_name": "Old CPU", "threads": 2}
+    run = read_run(write_run(tmp_path / "moved", earlier_environments=[{"until_epoch": 2, **earlier}]))
+    text = provenance([run]).replace("\N{NO-BREAK SPACE}", " ")
+    assert "Hardware: Old CPU (cpu), Example GPU (cuda) · threads: 2, 8" in text
+    assert "PyTorch: 2.12.0, 2.14.1 · commit: abc-dirty, 0123456789" in text
     rival = {"proxprop": {"optimization_mode": "gradient"}, "optimizer": {"name": "adamw", "lr": 1.0}}
     text = provenance([read_run(write_run(tmp_path / "c", settings=rival))]).replace("\N{NO-BREAK SPACE}", " ")
     assert "epochs run: 4 (without ProxProp)" in text
