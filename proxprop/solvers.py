@@ -19,7 +19,7 @@ class CGRules:
 
     Args:
         orthogonal: Make each residual orthogonal to all before it, as it would be without rounding. Without this the
-            spectrum of real images (a largest eigenvalue a hundred times the next) costs all digits of the direction
+            spectrum of real images (a largest eigenvalue thirty times the next) costs all digits of the direction
             in float32 after five iterations, and in float64 after ten.
         conjugate: Make the second search direction conjugate to the first.
         damping: An absolute number added to both denominators.

@@ -80,7 +80,7 @@ def _place(mode: str) -> tuple[int, str] | None:
     if not solver.startswith("published_cg"):
         return None
     if not part:
-        return 20, "published: all five"
+        return 20, "published: all"
     if name == "recurrence":
         return 1, "plain recurrence: none"
     position = DEVIATIONS.index(name)

@@ -190,7 +190,9 @@ def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn], footer: Foot
     """One page: the title, a legend for all panels, the panels side by side, the footer."""
     page = new_page(title)
     footer.draw(page)
-    columns = len(figure.panels)
+    # Where no run has seconds, there is nothing over time.
+    panels = [panel for panel in figure.panels if panel.x == "epoch" or any(_is_timed(item.group) for item in drawn)]
+    columns = len(panels)
     rows = 2 if any(item.published for item in drawn) else 1
     grid = page.add_gridspec(
         1,
@@ -207,7 +209,7 @@ def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn], footer: Foot
     ends = x_ends(figure, drawn)
     # The paper's numbers are of CIFAR-10.
     stated = figure.references if drawn[0].group.runs[0].config.data.name == "cifar10" else ()
-    for column, panel in enumerate(figure.panels):
+    for column, panel in enumerate(panels):
         axes = page.add_subplot(grid[0, column])
         references = [reference for reference in stated if reference.y == panel.y]
         draw_panel(axes, panel, drawn, ends[panel.x], references)

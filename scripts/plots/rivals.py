@@ -21,7 +21,7 @@ from scripts.plots import style
 from scripts.plots.draw import Drawn, draw_panel, new_page, time_note, x_ends
 from scripts.plots.figures import Curve, Figure, Panel
 from scripts.plots.notes import Footer, band_note, distinct, joined, machine, status_note
-from scripts.plots.runs import Replicates, Stat, steps_per_epoch, with_seconds
+from scripts.plots.runs import Replicates, Stat, steady, steps_per_epoch, with_seconds
 from scripts.plots.table import cell, cell_in_text
 
 OPTIMIZERS = {
@@ -37,8 +37,8 @@ OPTIMIZERS = {
 HEADINGS = (
     "optimizer",
     "training loss",
-    "best validation accuracy",
-    "test accuracy",
+    "best validation accuracy (after epoch)",
+    "test accuracy at the end",
     "s / epoch",
     "peak memory, MiB",
     "settings",
@@ -187,6 +187,12 @@ def best_accuracy(method: Method) -> Stat:
     return method.group.stat(lambda run: run.best_val_accuracy)
 
 
+def best_epochs(method: Method) -> str:
+    """After which epochs the runs were at their best validation accuracy: '12', '4 to 6'."""
+    epochs = [int(run.metrics["val_accuracy"].idxmax()) for run in steady(method.group.runs)]
+    return " to ".join(map(str, sorted({min(epochs), max(epochs)})))
+
+
 def test_accuracy(method: Method) -> Stat:
     return method.group.stat(lambda run: run.test_accuracy)
 
@@ -206,7 +212,7 @@ def to_markdown(methods: Sequence[Method]) -> str:
         status = method.group.status
         cells = [
             cell(loss(method), number) + (f" ({status})" if status != "finished" else ""),
-            cell_in_text(best_accuracy(method), percent),
+            f"{cell_in_text(best_accuracy(method), percent)} ({best_epochs(method)})",
             cell_in_text(test_accuracy(method), percent),
             cell(method.seconds_per_epoch, ".1f"),
             cell(method.mebibytes, ".0f"),
@@ -219,7 +225,10 @@ def to_markdown(methods: Sequence[Method]) -> str:
 def _verdict(
     name: str, methods: Sequence[Method], of: Callable[[Method], Stat], form: str, lower_is_better: bool = False
 ) -> str:
-    """'- Training loss: first of 14 is SOAP (0.021); ProxProp loses: its best, ProxProp (cg3) in Adam, is …'"""
+    """'- Training loss: first of 14 is SOAP (0.021); ProxProp loses: its best, ProxProp (cg3) in Adam, is …'
+
+    Which others are as good, as far as the seeds tell, is said as well.
+    """
     sign = 1 if lower_is_better else -1
 
     def place(method: Method) -> tuple[bool, float]:
@@ -228,15 +237,24 @@ def _verdict(
     order = sorted(methods, key=place)
 
     def shown(method: Method) -> str:
-        return cell_in_text(of(method).mean, form)
+        return cell_in_text(of(method), form)
 
     first = order[0]
     text = f"{name[0].upper()}{name[1:]}: first of {len(order)} is {first.label} ({shown(first)})"
+    alike = [method for method in order[1:] if _alike(of(first), of(method))]
+    if alike:
+        text += f", with {distinct(method.label for method in alike)} no further off than seeds differ"
     other = next((method for method in order if method.is_proxprop != first.is_proxprop), None)
     if other is not None:
-        kind = "the best without ProxProp" if first.is_proxprop else "ProxProp loses: its best"
+        loses = "ProxProp's best" if other in alike else "ProxProp loses: its best"
+        kind = "the best without ProxProp" if first.is_proxprop else loses
         text += f"; {kind}, {other.label}, is number {order.index(other) + 1} ({shown(other)})"
     return f"- {text}."
+
+
+def _alike(one: Stat, other: Stat) -> bool:
+    """Whether means differ by no more than the standard deviation of the difference of two single runs."""
+    return abs(one.mean - other.mean) <= math.hypot(one.std, other.std)
 
 
 def _rank(value: float) -> float:
@@ -244,19 +262,61 @@ def _rank(value: float) -> float:
 
 
 def search_to_markdown(runs: Sequence[RecordedRun]) -> str:
-    """A row for each method: the validation loss at each learning rate tried, the chosen one in bold."""
-    tried: dict[str, list[RecordedRun]] = {}
-    for run in sorted(runs, key=lambda run: _place(run.config)):
-        tried.setdefault(label(run.config), []).append(run)
+    """A row for each method: the validation loss at each learning rate tried, the chosen one in bold.
+
+    Of a method with fewer runs than others none is bold: its search is not over.
+    """
+    tried = _by_rate(runs)
     lines = ["| optimizer | validation loss at each learning rate |", "|---|---|"]
+    all_tried = max(map(len, tried.values()))
     for name, members in tried.items():
-        best = chosen(members)
-        parts = []
-        for run in sorted(members, key=lambda run: run.config.optimizer.lr):
-            text = f"{run.config.optimizer.lr:g}: {_val_loss_text(run)}"
-            parts.append(f"**{text}**" if run is best else text)
-        lines.append(f"| {name} | {', '.join(parts)} |")
+        best = chosen(members) if len(members) == all_tried else None
+        lines.append(f"| {name} | {_at_each_rate(members, _val_loss_text, best)} |")
     return "\n".join(lines) + "\n"
+
+
+def rates_to_markdown(runs: Sequence[RecordedRun]) -> str:
+    """A row for each method that was run at several learning rates: what it came to at each, the best in bold."""
+    lines = ["| optimizer | training loss | best validation accuracy | test accuracy at the end |", "|---|---|---|---|"]
+    for name, members in _by_rate(runs).items():
+        if len(members) == 1:
+            continue
+        cells = (
+            _numbers(members, lambda run: run.value("train_loss"), "#.3g", min),
+            _numbers(members, lambda run: run.best_val_accuracy, ".2%", max),
+            _numbers(members, lambda run: run.test_accuracy, ".2%", max),
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(
+    runs: Sequence[RecordedRun],
+    of: Callable[[RecordedRun], float | None],
+    form: str,
+    better: Callable[[Iterable[float]], float],
+) -> str:
+    values = {id(run): math.nan if (value := of(run)) is None else value for run in runs}
+    best = better(values[id(run)] for run in steady(runs))
+
+    def text(run: RecordedRun) -> str:
+        return "diverged" if run.status == "diverged" else cell_in_text(values[id(run)], form)
+
+    return _at_each_rate(runs, text, next((run for run in runs if values[id(run)] == best), None))
+
+
+def _by_rate(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
+    """The runs of each method, the smallest learning rate first."""
+    found: dict[str, list[RecordedRun]] = {}
+    for run in sorted(runs, key=lambda run: (_place(run.config), run.config.optimizer.lr)):
+        found.setdefault(label(run.config), []).append(run)
+    return found
+
+
+def _at_each_rate(runs: Sequence[RecordedRun], text: Callable[[RecordedRun], str], best: RecordedRun | None) -> str:
+    """'0.01: 1.2, **0.1: 0.9**'."""
+    parts = ((run, f"{run.config.optimizer.lr:g}: {text(run)}") for run in runs)
+    return ", ".join(f"**{part}**" if run is best else part for run, part in parts)
 
 
 def chosen(runs: Sequence[RecordedRun]) -> RecordedRun | None:
@@ -294,6 +354,8 @@ def draw_rivals(networks: dict[str, list[Method]], costs: Costs, note: str = "")
     if costs.rows:
         without = distinct(item.label for item in everything if not math.isfinite(item.group.seconds))
         notes.append(f"seconds: of steps measured alone ({costs.where})" + (f"; none for {without}" if without else ""))
+    else:
+        notes.append("seconds: the runs' own, which may be compared only if each had its machine to itself")
     footer = Footer.of([run for item in everything for run in item.group.runs], notes)
     footer.draw(page)
     handles: dict[str, Any] = {}

@@ -58,7 +58,7 @@ def test_from_the_stated_solver_to_the_whole_published_one(both: Path) -> None:
         *(f"only {n}" for n in ("lost conjugacy", "absolute damping", "early stop", "one step length", "cancellation")),
         *(f"all but {n}" for n in ("lost conjugacy", "absolute damping", "early stop", "one step length")),
         "all but cancellation",
-        "published: all five",
+        "published: all",
     ]
     assert len(networks["mlp"]) == 11  # a fully connected layer has a step length for each output, always
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,41 @@ def test_rows_go_from_the_lowest_loss_up(results: Path) -> None:
 def test_the_first_sentence_says_where_proxprop_loses(results: Path) -> None:
     mlp, convnet = methods_in(results).values()
     adam, prox = (
-        sum(final(folder, "train_loss") for folder in (results / "mlp").glob(f"name=adam,*={kind}*")) / 3
+        [final(folder, "train_loss") for folder in (results / "mlp").glob(f"name=adam,*={kind}*")]
         for kind in ("gradient", "prox_cg3")
     )
     assert to_markdown(mlp).splitlines()[0] == (
-        f"- Training loss: first of 3 is Adam ({adam:#.3g}); ProxProp loses: its best, ProxProp (cg3) in Adam, is "
-        f"number 2 ({prox:#.3g})."
+        f"- Training loss: first of 3 is Adam ({statistics.mean(adam):#.3g} ± {statistics.stdev(adam):.3f}); ProxProp "
+        f"loses: its best, ProxProp (cg3) in Adam, is number 2 ({statistics.mean(prox):#.3g} ± "
+        f"{statistics.stdev(prox):.2f})."
     )
     assert to_markdown(convnet).startswith("- Training loss: first of 2 is ProxProp (exact) in SGD (")
     assert "; the best without ProxProp, SGD, is number 2 (" in to_markdown(convnet)
+
+
+@pytest.mark.parametrize(
+    ("others", "text"),
+    [
+        ([0.1, 0.12, 0.14], ", with Adam no further off than seeds differ; ProxProp's best"),
+        ([0.01, 0.02, 0.03], "; ProxProp loses: its best"),
+    ],
+)
+def test_what_seeds_cannot_tell_apart_is_no_loss(tmp_path: Path, others: list[float], text: str) -> None:
+    for seed, (decay, other) in enumerate(zip([0.11, 0.13, 0.15], others, strict=True)):
+        write_method(tmp_path / "mlp", "sgd", decay=decay, seed=seed)
+        write_method(tmp_path / "mlp", "adam", "prox_cg3", decay=other, seed=seed)
+    first = to_markdown(by_network(load_runs(tmp_path / "mlp").values(), Costs())["mlp"]).splitlines()[0]
+    assert text.replace("Adam", "ProxProp (cg3) in Adam") + ", ProxProp (cg3) in Adam, is number 2 (" in first
+
+
+def test_the_best_accuracy_is_given_with_its_epochs(tmp_path: Path) -> None:
+    for seed, best in enumerate((2, 4)):
+        folder = write_method(tmp_path / "mlp", "sgd", seed=seed, epochs=5)
+        rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+        rows[1 + best][rows[0].index("val_accuracy")] = "0.99"
+        (folder / "metrics.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+    table = to_markdown(by_network(load_runs(tmp_path / "mlp").values(), Costs())["mlp"])
+    assert "| 99.00 ± 0.00 % (2 to 4) |" in table
 
 
 def test_settings_are_all_that_was_given(tmp_path: Path) -> None:
@@ -159,14 +186,35 @@ def test_the_search_shows_all_rates_and_the_chosen_one(tmp_path: Path) -> None:
     for lr, decay in [(0.1, 0.05), (0.01, 0.2), (0.03, 0.1)]:
         write_method(tmp_path / "search", "adam", lr=lr, decay=decay)
     write_method(tmp_path / "search", "adam", lr=1.0, diverges=True)
-    write_method(tmp_path / "search", "sgd", "prox_exact", lr=1.0)
+    for lr in (1.0, 2.0, 3.0, 4.0):
+        write_method(tmp_path / "search", "sgd", "prox_exact", lr=lr, decay=lr / 10)
+    write_method(tmp_path / "search", "soap", lr=1.0)
     runs = [read_run(folder) for folder in sorted((tmp_path / "search").iterdir())]
     shown = {
         run.config.optimizer.lr: f"{final(run.folder, 'val_loss'):#.3g}" for run in runs if "adam" in str(run.folder)
     }
     lines = search_to_markdown(runs).splitlines()
     assert lines[2] == f"| Adam | **0.01: {shown[0.01]}**, 0.03: {shown[0.03]}, 0.1: {shown[0.1]}, 1: diverged |"
-    assert lines[3].startswith("| ProxProp (exact) in SGD | **1: ")
+    assert lines[3].startswith("| SOAP | 1: ")  # the only one so far, so none is chosen
+    assert ", **4: " in lines[4]
+
+
+def test_smaller_rates_are_shown_beside_the_chosen_one(results: Path) -> None:
+    for lr, decay, accuracy in [(0.01, 0.1, 0.7), (0.001, 0.01, 0.6)]:
+        write_method(results / "mlp_smaller", "adam", lr=lr, decay=decay, test_accuracy=accuracy)
+    write_method(results / "mlp_smaller", "sgd", lr=0.01, diverges=True)
+    at = {lr: results / f"mlp{'_smaller' * (lr < 0.1)}/name=adam,optimization_mode=gradient,lr={lr:g}"
+          for lr in (0.001, 0.01, 0.1)}  # fmt: skip
+    losses = {lr: f"{final(folder, 'train_loss'):#.3g}" for lr, folder in at.items()}
+    best = {lr: f"{100 * read_run(folder).metrics['val_accuracy'].max():.2f} %" for lr, folder in at.items()}
+    lines = fill("{{rates mlp}}", results.parent).splitlines()
+    assert lines[3].startswith(
+        f"| Adam | 0.001: {losses[0.001]}, 0.01: {losses[0.01]}, **0.1: {losses[0.1]}** | "
+        f"0.001: {best[0.001]}, 0.01: {best[0.01]}, **0.1: {best[0.1]}** | "
+        "0.001: 60.00 %, **0.01: 70.00 %**, 0.1: 51.25 % |"
+    )
+    assert lines[2].startswith("| SGD | 0.01: diverged, **0.1: ")
+    assert fill("{{rates convnet}}", results.parent) == "–"
 
 
 def test_the_report_has_the_tables_or_a_dash(results: Path) -> None:
