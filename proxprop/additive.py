@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from collections.abc import MutableMapping, Sequence
@@ -24,20 +25,22 @@ def warn_where_added(parameters: Sequence[Tensor]) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         _tell("processes", "each process takes the step of its own batch, and the mean of those is taken for the whole")
     now = torch._C._current_graph_task_id()
-    if not parameters or len(_told & {"calls", "passes"}) == 2:
+    if len(_told & {"calls", "passes"}) == 2:
         return
-    parameter = parameters[0]
-    known = _LAST.get(parameter)
-    if known is not None and known[0] == now:
-        _tell("calls", "a layer was called several times, and the directions of its calls are added")
-        return
-    if known is not None and known[1] is not None:
-        gradient = known[1]()
-        if gradient is not None and parameter.grad is gradient and gradient._version == known[2]:
-            _tell("passes", "directions of several backward passes are added in .grad")
-    _LAST[parameter] = now, None, 0
-    reference = weakref.ref(parameter)
-    torch.autograd.Variable._execution_engine.queue_callback(lambda: _remember(reference, now))
+    for parameter in parameters:  # layers may share one of theirs
+        known = _LAST.get(parameter)
+        if known is not None and known[0] == now:
+            _tell(
+                "calls", "a layer was called several times, or layers share parameters, and their directions are added"
+            )
+            continue
+        if known is not None and known[1] is not None:
+            gradient = known[1]()
+            if gradient is not None and parameter.grad is gradient and gradient._version == known[2]:
+                _tell("passes", "directions of several backward passes are added in .grad")
+        _LAST[parameter] = now, None, 0
+        callback = functools.partial(_remember, weakref.ref(parameter), now)
+        torch.autograd.Variable._execution_engine.queue_callback(callback)
 
 
 def _remember(reference: weakref.ref[Tensor], task: int) -> None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from proxprop.collector import Collector, is_zero
 from proxprop.design import CollectedDesign, accumulation_dtype
-from proxprop.function import no_autocast
+from proxprop.function import halves, no_autocast
 from proxprop.layers import ProxPropLayer
 from proxprop.modes import ConjugateGradient, Solve, check_together
 from proxprop.systems import deferred_system
@@ -266,8 +266,9 @@ class DeferredStep:
         if not (iterated or design.diagonal):
             right = right.to(accumulation_dtype(right))
         with no_autocast(right.device.type):
-            system = deferred_system(design, right * settings.scale(design.rows), 1 / settings.step_size(design.rows))
-            directions = settings.mode.solve(system)
+            first, second = halves(settings.scale(design.rows), design.dtype)
+            system = deferred_system(design, right * first, 1 / settings.step_size(design.rows))
+            directions = [d if d is None or second == 1 else d * second for d in settings.mode.solve(system)]
         return [None if g is None or d is None else _like(g, d) for g, d in zip(gradients, directions, strict=True)]
 
     def _design(self, solve: _Solve, counts: Sequence[int]) -> CollectedDesign:

@@ -17,6 +17,16 @@ from proxprop.design import Design, Parameters
 from proxprop.modes import Gradient, Mode, parse_mode
 
 
+def halves(scale: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Two factors of ``scale``, for before and after a solve: for a tiny τ all of it at once may be beyond ``dtype``.
+
+    The scale itself ends where that does, as the system's 1/τ.
+    """
+    scale = min(scale, torch.finfo(dtype).max)
+    first = min(scale, 2.0**60)
+    return first, scale / first
+
+
 @dataclasses.dataclass
 class Settings:
     """What the backward pass reads, at the moment when it runs; a layer's owner may change it at any time."""
@@ -56,7 +66,9 @@ class Settings:
         mode = Gradient() if is_empty else self.mode
         if not mode.implicit or self.reduction == "sum":
             return mode.direction(design, gradient, self.tau, parameters)
-        return mode.direction(design, gradient * self.scale(design.rows), self.step_size(design.rows), parameters)
+        first, second = halves(self.scale(design.rows), design.dtype)
+        directions = mode.direction(design, gradient * first, self.step_size(design.rows), parameters)
+        return directions if second == 1 else tuple(d if d is None else d * second for d in directions)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy takes its steps at once: it is no part of what the original's deferred step was made for."""

@@ -191,7 +191,7 @@ class GeneratedLayer(_PickledByBase):
     matrix_known = False
 
     def _check_constructed(self) -> None:
-        self._found_linear: set[bool] = set()  # in which of training and evaluation
+        self._found_linear: set[tuple[bool, ...]] = set()  # in which of training and evaluation, of all parts
         self._lock = _Lock()
         if next(self.parameters(), None) is None:
             raise TypeError(f"{type(self).__name__}: the module has no parameters to take a step on")
@@ -222,7 +222,7 @@ class GeneratedLayer(_PickledByBase):
         dtype = functools.reduce(torch.promote_types, map(working_dtype, parameters))
         with self._alone():
             state = _state(self)  # the backward pass runs the base class again, as it is now
-        if self.training not in self._found_linear:
+        if self._training_of_all() not in self._found_linear:
             like = [p.to(dtype) for p in parameters]
             self._check_linear(lambda values: call.pure(state, values, tensors, dtype), like, ", ".join(detached))
 
@@ -243,7 +243,10 @@ class GeneratedLayer(_PickledByBase):
                     f"{type(self).__name__}: {error} ({names}); a proximal step is not defined for this module"
                 ) from None
         if evidence:
-            self._found_linear.add(self.training)
+            self._found_linear.add(self._training_of_all())
+
+    def _training_of_all(self) -> tuple[bool, ...]:
+        return tuple(module.training for module in self.modules())
 
     def __prepare_scriptable__(self) -> GeneratedLayer:
         raise TypeError(f"{type(self).__name__}: torch.jit.script knows no generated layers; use torch.jit.trace")

@@ -165,7 +165,28 @@ class _Columns:
         error = length.abs().cumsum(0) * (largest / quotient).abs() * eps(self._r.value) + length * (noise / norm)
         error = torch.where(is_zero, noise.sqrt() / self._system.beta, error.masked_fill(alpha == 0, torch.inf))
         total = error.norm(dim=0) + self._lost
+        if self._system.design.clustered:
+            total = total + self._brought_back(norm, alpha, length, quotient)
         return length.norm(dim=0) * self._scale, total * self._scale
+
+    def _brought_back(self, norm: Tensor, alpha: Tensor, length: Tensor, quotient: Tensor) -> Tensor:
+        """What rounding makes of a direction where the largest eigenvalue is that of several eigenvectors.
+
+        Former residuals hold one vector of that space each. What the rounding of a product leaves in the rest of it is
+        not taken away with them, and every further step multiplies it by α times the eigenvalue (its residual ``r``,
+        and ``p`` of its search direction, are followed here), until it is a part of p's Rayleigh quotient.
+        """
+        largest, accuracy = quotient[0], eps(self._r.value)
+        r, p, total = (torch.zeros_like(largest) for _ in range(3))
+        for step in range(len(norm)):
+            if step:
+                p = r + _divide(norm[step], norm[step - 1]) * p
+            part = (largest * (alpha[step] * p / length[step]).square() / quotient[step]).clamp(max=1)
+            total = total.hypot(
+                (alpha[step] * p + length[step] * part).nan_to_num(0.0)
+            )  # NaN where a step has no length
+            r = r + largest * (alpha[step] * p + accuracy * length[step])
+        return total
 
     def norms(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the residuals, now and at first."""

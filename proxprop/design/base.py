@@ -100,6 +100,8 @@ class Design(abc.ABC):
     outputs: int
     device: torch.device
     dtype: torch.dtype
+    clustered: bool = False
+    """Whether AᵀA has its largest eigenvalue, or nearly that, several times, whatever the input: blocks of one kind."""
 
     @abc.abstractmethod
     def apply(self, parameters: Parameters) -> Tensor:

@@ -21,7 +21,7 @@ class CollectedDesign(GramDesign):
 
     def __init__(self, like: MatrixDesign) -> None:
         super().__init__(like.full_shape, like.groups, like.trained, like.dtype, like.device, like.layout)
-        self.rows = 0
+        self.rows, self.clustered = 0, like.clustered
         self._matrix: Tensor | None = torch.zeros(self.groups, 0, self.columns, dtype=self.dtype, device=self.device)
         self._gram: Tensor | None = None
         self.factor: tuple[float, Tensor, Tensor] | None = None

@@ -82,6 +82,7 @@ class TransposedConvDesign(ConvDesign):
         MatrixDesign.__init__(self, input, geometry.weight_shape, geometry.groups, trained, shared, layout)
         spatial = len(geometry.kernel_size)
         self.geometry = geometry
+        self.clustered = max(geometry.spacing) > 1  # outputs between pixels have taps, and a block of AᵀA, of their own
         self.input = (input if input.dim() == spatial + 2 else input[None]).to(self.dtype)
         pads = [before + after for before, after in zip(*self._pads(), strict=True)]
         padded = [size + pad for size, pad in zip(self._spread_size(), pads, strict=True)]

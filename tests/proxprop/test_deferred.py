@@ -363,6 +363,7 @@ def test_between_renewals_nothing_is_factorised(monkeypatch):
     layer.zero_grad()
     layer(x).backward(gradient)
     deferred.solve()
+    assert oracle.relative_error(gradients(layer), oracle.exact(layer, [x], gradient, 0.2)) < 1e-9
     layer.tau_prox = 0.7
     assert oracle.relative_error(gradients(layer), oracle.exact(layer, [x], gradient, 0.2)) < 1e-9
 
@@ -813,7 +814,32 @@ def test_added_directions_are_told_once():
     assert "proxprop.defer(model, optimizer)" in passes
     layer.zero_grad()
     (calls,) = told(lambda: torch.autograd.backward([layer(x), layer(x)], [gradient, gradient]))
-    assert "a layer was called several times, and the directions of its calls are added" in calls
+    assert "a layer was called several times, or layers share parameters, and their directions are added" in calls
+
+
+def test_directions_that_are_added_to_one_bias_are_told():
+    one, other = (
+        ProxPropLinear(3, 2, optimization_mode="prox_exact"),
+        ProxPropLinear(4, 2, optimization_mode="prox_exact"),
+    )
+    other.bias = one.bias
+    (text,) = told(lambda: (one(torch.ones(5, 3)) + other(torch.ones(5, 4))).sum().backward())
+    assert "layers share parameters, and their directions are added" in text
+
+
+@pytest.mark.parametrize("is_deferred", [False, True])
+@pytest.mark.parametrize("mode", ["prox_exact", "prox_cg1", "prox_cg3"])
+def test_a_tiny_step_of_a_mean_is_the_gradient(mode, is_deferred):
+    """The factor m/τ of D is beyond float32, and D is not."""
+    torch.manual_seed(0)
+    layer = ProxPropLinear(20, 6, tau_prox=1e-35, gram_reduction="mean", optimization_mode=mode)
+    x, gradient = torch.randn(4096, 20), torch.randn(4096, 6)
+    deferred = defer(layer) if is_deferred else None
+    layer(x).backward(gradient)
+    if deferred:
+        deferred.solve()
+    torch.testing.assert_close(layer.weight.grad, gradient.T @ x, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(layer.bias.grad, gradient.sum(0), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("to_none", [True, False])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from proxprop import ProxPropConv2d, ProxPropLinear
+from proxprop import ProxPropConv2d, ProxPropConvTranspose2d, ProxPropLinear
 
 BOUND = 2e-3
 
@@ -114,3 +114,50 @@ def test_convolutions(images, mode, tau):
     actual = torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1)[:2]
     reference = expected(a, gradient.movedim(1, -1).flatten(0, 2)[:, :2], tau, mode)
     assert error(actual, reference) < BOUND
+
+
+@pytest.mark.parametrize("mean", [3.0, 10.0, 30.0])
+@pytest.mark.parametrize("mode", ["prox_cg3", "prox_cg5", "prox_cg6", "prox_cg8"])
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [((1, 4, 2, 6), (4, 8, 4, (4, 2), (0, 2), (3, 0), 2, True, (3, 1))), ((4, 8, 2, 8), (8, 8, 4, 2))],
+    ids=["groups", "stride two"],
+)
+def test_transposed_convolutions(shape, sizes, mode, mean):
+    """There is a block of AᵀA for each phase of the stride, and so its largest eigenvalue several times."""
+    torch.manual_seed(1)
+    layer = ProxPropConvTranspose2d(*sizes, tau_prox=100.0, optimization_mode=mode, gram_reduction="mean")
+    x = normal(*shape) + mean
+    output = layer(x)
+    gradient = normal(*output.shape, seed=3)
+    output.backward(gradient)
+    outputs = output.shape[1] // layer.groups
+    inputs = shape[1] // layer.groups
+    # Of the first group: a column for each entry of an output's kernel, the layer's output where that alone is one.
+    weight = torch.zeros_like(layer.weight, dtype=torch.float64)
+    columns = []
+    for channel in range(inputs):
+        for place in range(weight[0, 0].numel()):
+            weight.zero_()[channel, 0].view(-1)[place] = 1
+            columns.append(
+                nn.functional.conv_transpose2d(
+                    x.double(),
+                    weight,
+                    None,
+                    layer.stride,
+                    layer.padding,
+                    layer.output_padding,
+                    layer.groups,
+                    layer.dilation,
+                )[:, 0].flatten()
+            )
+    rows = len(columns[0])
+    a = torch.stack([*columns, torch.ones(rows, dtype=torch.float64)], 1)
+    few = min(2, outputs)
+    reference = conjugate_gradients(
+        a, gradient[:, :few].movedim(1, -1).flatten(0, 2) * rows / 100, 100.0 / rows, int(mode[7:])
+    )
+    actual = torch.cat(
+        [layer.weight.grad[:inputs, :few].flatten(2).movedim(1, 0).flatten(1), layer.bias.grad[:few, None]], 1
+    )
+    assert error(actual, reference) < 1e-2

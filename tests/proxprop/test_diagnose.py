@@ -439,6 +439,16 @@ def test_tau_is_the_inverse_mean_eigenvalue(name, frozen):
     assert suggest_tau(layer, *with_gradient(gradient, x), scale=3.0) == {"": pytest.approx(3 / mean, rel=1e-12)}
 
 
+def test_tau_for_a_mean_is_so_many_times_that_for_the_sum():
+    layer, x, gradient = prepared(*LAYERS[SOME[0]], "gradient", 0.7)
+    (for_sum,) = suggest_tau(layer, *with_gradient(gradient, x)).values()
+    layer.gram_reduction = "mean"
+    rows = (
+        oracle.design_matrix(layer, [x])[0].shape[0] // diagnose(layer, *with_gradient(gradient, x)).layers[0].outputs
+    )
+    assert suggest_tau(layer, *with_gradient(gradient, x)) == {"": pytest.approx(rows * for_sum, rel=1e-12)}
+
+
 def test_tau_of_an_embedding_is_that_of_the_mean_count():
     layer, x, gradient = prepared(*LAYERS["embedding"], "gradient", 0.7)
     assert suggest_tau(layer, *with_gradient(gradient, x)) == {"": pytest.approx(1)}  # of 6 rows, and 7 tokens

@@ -362,3 +362,21 @@ def test_threads_may_share_a_layer(slow):
             step(twin)
             other.result()
         assert oracle.relative_error({"weight": twin.weight.grad / 2}, reference) < 1e-9
+
+
+class Dropped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(3, 2), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.linear(self.dropout(x))
+
+
+def test_a_part_that_is_set_to_training_by_itself_is_looked_at_again():
+    """As for samples of a network with dropout: random, though the layer is in evaluation."""
+    layer = proxprop_module_generator(Dropped)(optimization_mode="prox_cg1").eval()
+    layer(torch.ones(4, 3)).sum().backward()
+    layer.dropout.train()
+    with pytest.raises(TypeError, match="ProxPropDropped: the output must be one tensor, linear in all parameters"):
+        layer(torch.ones(4, 3))
