@@ -15,8 +15,8 @@ the runs that are finished and goes on with the one that was under way.
   --quick       the same comparisons, small, on an embedded data set: no download, about a minute
   --everything  Table 1, too (63 runs), and BackProp for the 1000 epochs of the authors' script; without
                 it BackProp stops once its curve over time is as long as the longest of ProxProp's
-  --seeds N     every run with the seeds 0 to N-1: the figures show the mean, and one standard
-                deviation about it as a band
+  --seeds N     every run with the seeds 0 to N-1: the figures show the mean, and a band from
+                the lowest to the highest
   --device D    auto (default), cpu, cuda or cuda:N
   --output DIR  where the runs go, one folder a run: DIR/paper, DIR/paper_text and so on, as the
                 folders of configs are named (default: results/local, which git ignores); the figures

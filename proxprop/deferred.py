@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from proxprop.collector import Collector, is_zero
 from proxprop.design import CollectedDesign, accumulation_dtype
-from proxprop.function import halves, no_autocast
+from proxprop.function import no_autocast
 from proxprop.layers import ProxPropLayer
 from proxprop.modes import ConjugateGradient, Solve, check_together
 from proxprop.systems import deferred_system
@@ -266,9 +266,9 @@ class DeferredStep:
         if not (iterated or design.diagonal):
             right = right.to(accumulation_dtype(right))
         with no_autocast(right.device.type):
-            first, second = halves(settings.scale(design.rows), design.dtype)
-            system = deferred_system(design, right * first, 1 / settings.step_size(design.rows))
-            directions = [d if d is None or second == 1 else d * second for d in settings.mode.solve(system)]
+            before, after = settings.scales(design.rows, design.dtype)
+            system = deferred_system(design, right * before, 1 / settings.step_size(design.rows))
+            directions = [d if d is None or after == 1 else d * after for d in settings.mode.solve(system)]
         return [None if g is None or d is None else _like(g, d) for g, d in zip(gradients, directions, strict=True)]
 
     def _design(self, solve: _Solve, counts: Sequence[int]) -> CollectedDesign:

@@ -17,16 +17,6 @@ from proxprop.design import Design, Parameters
 from proxprop.modes import Gradient, Mode, parse_mode
 
 
-def halves(scale: float, dtype: torch.dtype) -> tuple[float, float]:
-    """Two factors of ``scale``, for before and after a solve: for a tiny τ all of it at once may be beyond ``dtype``.
-
-    The scale itself ends where that does, as the system's 1/τ.
-    """
-    scale = min(scale, torch.finfo(dtype).max)
-    first = min(scale, 2.0**60)
-    return first, scale / first
-
-
 @dataclasses.dataclass
 class Settings:
     """What the backward pass reads, at the moment when it runs; a layer's owner may change it at any time."""
@@ -55,9 +45,14 @@ class Settings:
         """τ for the sum over so many rows of A."""
         return self.tau / max(rows, 1) if self.reduction == "mean" else self.tau
 
-    def scale(self, rows: int) -> float:
-        """What D is multiplied with."""
-        return 1 / self.step_size(rows) if self.reduction == "mean" else 1.0
+    def scales(self, rows: int, dtype: torch.dtype) -> tuple[float, float]:
+        """What G is multiplied with before a solve, and D after it: for a tiny τ all at once may be beyond ``dtype``.
+
+        The two together end where that does, as the system's 1/τ.
+        """
+        scale = min(1 / self.step_size(rows), torch.finfo(dtype).max) if self.reduction == "mean" else 1.0
+        before = min(scale, 2.0**60)
+        return before, scale / before
 
     def direction(self, design: Design, gradient: Tensor, parameters: Parameters) -> Parameters:
         """D, shaped like the layer's parameters."""
@@ -66,9 +61,9 @@ class Settings:
         mode = Gradient() if is_empty else self.mode
         if not mode.implicit or self.reduction == "sum":
             return mode.direction(design, gradient, self.tau, parameters)
-        first, second = halves(self.scale(design.rows), design.dtype)
-        directions = mode.direction(design, gradient * first, self.step_size(design.rows), parameters)
-        return directions if second == 1 else tuple(d if d is None else d * second for d in directions)
+        before, after = self.scales(design.rows, design.dtype)
+        directions = mode.direction(design, gradient * before, self.step_size(design.rows), parameters)
+        return directions if after == 1 else tuple(d if d is None else d * after for d in directions)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy takes its steps at once: it is no part of what the original's deferred step was made for."""

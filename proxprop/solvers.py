@@ -182,9 +182,8 @@ class _Columns:
             if step:
                 p = r + _divide(norm[step], norm[step - 1]) * p
             part = (largest * (alpha[step] * p / length[step]).square() / quotient[step]).clamp(max=1)
-            total = total.hypot(
-                (alpha[step] * p + length[step] * part).nan_to_num(0.0)
-            )  # NaN where a step has no length
+            lost = alpha[step] * p + length[step] * part
+            total = total.hypot(lost.nan_to_num(0.0))  # NaN where a step has no length
             r = r + largest * (alpha[step] * p + accuracy * length[step])
         return total
 

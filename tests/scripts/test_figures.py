@@ -317,6 +317,17 @@ def test_a_band_is_within_the_loss_axis(tmp_path: Path) -> None:
         assert high == pytest.approx(1.2 * (1 + spread))
 
 
+def test_nothing_is_drawn_over_time_where_no_run_has_seconds(tmp_path: Path) -> None:
+    write_run(tmp_path / "mlp_sgd_cg3", epochs=3)
+    timed = drawn(FIGURE_2, load_runs(tmp_path))
+    without = drawn(FIGURE_2, with_seconds_of(load_runs(tmp_path), []))
+    for items, titles in ((timed, ["Loss over epochs", "Loss over time", "Accuracy over epochs"]),
+                          (without, ["Loss over epochs", "Accuracy over epochs"])):  # fmt: skip
+        page = draw_figure(FIGURE_2, FIGURE_2.title, items, Footer.of([], []))
+        FigureCanvasAgg(page).draw()
+        assert [axes.get_title() or axes.get_title(loc="left") for axes in page.axes] == titles
+
+
 def test_provenance_lists_what_differs(tmp_path: Path) -> None:
     unofficial = {"name": "cifar10", "official": False, "train_samples": 100, "files_md5": {}}
     write_run(tmp_path / "a_gradient", epochs=9)
