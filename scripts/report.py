@@ -44,7 +44,8 @@ REPORTS = {path: path.with_name(path.name.replace(".in.", ".")) for path in sort
 """Each by its template."""
 TABLE_1, TAU_PROX = ("h100-50-epochs/table1", "cpu-50-epochs/table1"), "cpu-10-epochs/tau_prox"
 ABLATION = "cpu-5-epochs/ablation"
-RIVALS = "cpu-rivals"
+RIVALS = {"convnet": "cpu-rivals", "mlp": "h200-rivals", "resnet18": "h200-rivals"}
+"""Where the networks' comparisons were made."""
 MISSING = "–"
 
 Groups = Callable[[Path], dict[str, Replicates]]
@@ -74,17 +75,17 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
             over = _runs_over(results / f"{ABLATION}_{network}")
             return ablation.to_markdown(ablation.read_parts(over)[network]).rstrip() if over else MISSING
         case ["rivals", network] if network in rivals.NETWORKS:
-            groups_over = _groups(results / RIVALS / network)
-            file = results / RIVALS / "costs.json"
+            groups_over = _groups(results / RIVALS[network] / network)
+            file = results / RIVALS[network] / "costs.json"
             costs = rivals.Costs.read(file) if file.exists() else rivals.Costs()
             methods = rivals.by_network(groups_over.values(), costs) if groups_over else {}
             return rivals.to_markdown(methods[network]).rstrip() if network in methods else MISSING
         case ["search", network] if network in rivals.NETWORKS:
-            runs = _runs_over(results / RIVALS / f"search_{network}")
+            runs = _runs_over(results / RIVALS[network] / f"search_{network}")
             return rivals.search_to_markdown(runs).rstrip() if runs else MISSING
         case ["rates", network] if network in rivals.NETWORKS:
-            at_chosen = [run for run in _runs_over(results / RIVALS / network) if run.config.seed == 0]
-            smaller = _runs_over(results / RIVALS / f"{network}_smaller")
+            at_chosen = [run for run in _runs_over(results / RIVALS[network] / network) if run.config.seed == 0]
+            smaller = _runs_over(results / RIVALS[network] / f"{network}_smaller")
             return rivals.rates_to_markdown([*at_chosen, *smaller]).rstrip() if smaller else MISSING
         case ["left"]:
             return left_table({unit.title: unit.runs([], results) for unit in UNITS})
