@@ -353,7 +353,7 @@ def test_provenance_lists_what_differs(tmp_path: Path) -> None:
     ("seeds", "text"),
     [
         ([1, 1], ""),
-        ([1, 3, 3], "bands: lowest to highest of 3 seeds"),
+        ([1, 3, 3], "bands: lowest to highest of 3 seeds; a single run has none"),
         ([3, 2], "bands: lowest to highest of 2 or 3 seeds"),
     ],
 )

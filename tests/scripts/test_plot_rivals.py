@@ -16,7 +16,7 @@ from scripts.plot_rivals import main
 from scripts.plots import style
 from scripts.plots.rivals import OPTIMIZERS, Costs, by_network, draw_rivals, search_to_markdown, to_markdown
 from scripts.plots.runs import load_runs
-from scripts.report import fill
+from scripts.report import RIVALS, fill
 
 from .pages import assert_all_is_on_the_paper
 from .synthetic import write_run
@@ -68,7 +68,7 @@ def final(folder: Path, column: str) -> float:
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """Three methods on the MLP with three seeds each, two on the ConvNet; of the MLP's, Adam is first, SGD last."""
-    folder = tmp_path / "results" / "cpu-rivals"
+    folder = tmp_path / "results" / RIVALS["mlp"]
     written = []
     for seed in range(3):
         written.append(write_method(folder / "mlp", "adam", decay=0.2 + 0.01 * seed, seed=seed))
@@ -356,10 +356,12 @@ def test_costs_that_are_not_there_are_told(tmp_path: Path) -> None:
         Costs.read(tmp_path / "costs.json")
 
 
-@pytest.mark.parametrize("network", ["convnet", "mlp"])
-def test_learning_rates_of_the_comparison_are_those_that_the_search_chose(root: Path, network: str) -> None:
+@pytest.mark.parametrize(("network", "seeds", "epochs"), [("convnet", 3, 12), ("mlp", 3, 12), ("resnet18", 1, 10)])
+def test_learning_rates_of_the_comparison_are_those_that_the_search_chose(
+    root: Path, network: str, seeds: int, epochs: int
+) -> None:
     tried: dict[tuple[str, str], dict[float, float]] = {}
-    for folder in (root / "results/cpu-rivals" / f"search_{network}").iterdir():
+    for folder in (root / "results" / RIVALS[network] / f"search_{network}").iterdir():
         run = read_run(folder)
         assert run.summary
         loss = run.value("val_loss")
@@ -368,10 +370,10 @@ def test_learning_rates_of_the_comparison_are_those_that_the_search_chose(root: 
         tried.setdefault(method, {})[run.config.optimizer.lr] = math.inf if run.status == "diverged" else loss
     searched = load_config_file(root / f"configs/rivals/search_{network}.yaml").configs
     compared = load_config_file(root / f"configs/rivals/{network}.yaml").configs
-    assert len(compared) == 3 * sum(len(losses) == 5 for losses in tried.values())
+    assert len(compared) == seeds * len(tried)
     for config in compared:
         losses = tried[config.optimizer.name, config.proxprop.optimization_mode]
         assert len(losses) == 5
         assert losses[config.optimizer.lr] == min(losses.values()) < math.inf
-        assert config.epochs == 12
+        assert config.epochs == epochs
         assert any(config.optimizer == one.optimizer and config.proxprop == one.proxprop for one in searched)

@@ -88,8 +88,8 @@ def test_an_unknown_placeholder_is_refused(tmp_path: Path, asked: str) -> None:
         ("tau_prox", "cpu-10-epochs/tau_prox"),
         ("table1", "h100-50-epochs/table1"),
         ("ablation mlp", "cpu-5-epochs/ablation_mlp"),
-        ("search mlp", "cpu-rivals/search_mlp"),
-        ("rivals mlp", "cpu-rivals/mlp"),
+        ("search mlp", "h200-rivals/search_mlp"),
+        ("rivals convnet", "cpu-rivals/convnet"),
         ("paper/a train_loss", "paper"),
     ],
 )
@@ -106,7 +106,7 @@ def test_what_is_not_there_is_left_open_and_what_is_damaged_is_told(tmp_path: Pa
 
 
 def test_rivals_without_costs_and_of_another_network(tmp_path: Path) -> None:
-    write_run(tmp_path / "cpu-rivals/mlp/a", settings={"proxprop": {"optimization_mode": "gradient"}})
+    write_run(tmp_path / "h200-rivals/mlp/a", settings={"proxprop": {"optimization_mode": "gradient"}})
     table = fill("{{rivals mlp}}", tmp_path)
     assert "| – | – |" in table
     assert fill("{{rivals convnet}}", tmp_path) == "–"
