@@ -44,49 +44,50 @@ _WITHOUT_COST = ("lr", "optimizer.lr", "seed")
 """Parts of a sweep's names."""
 
 
-def one_batch(config: Config, device: torch.device) -> Data:
-    """Data of which an epoch is one step."""
+def batches(count: int, config: Config, device: torch.device) -> Data:
+    """Data of which an epoch is so many steps."""
     torch.manual_seed(0)
-    split = Split(*(tensor.to(device) for tensor in images(config.batch_size)))
-    return Data(split, split, split, {})
+    train, rest = (
+        Split(*(tensor.to(device) for tensor in images(config.batch_size * number))) for number in (count, 1)
+    )
+    return Data(train, rest, rest, {})
 
 
-def seconds_per_step(config: Config, data: Data, device: torch.device) -> float:
-    """The median over rounds of the mean over a round's steps."""
-    records = list(_training(config, data, device, ROUND * ROUNDS).records())[1:]
+def seconds_per_step(config: Config, device: torch.device) -> float:
+    """The median over rounds of the mean of a round's steps, which follow each other as in training."""
+    training = _training(config, batches(ROUND, config, device), ROUNDS)
+    records = list(training.records())[1:]
     if records[-1].diverged:
-        raise UsageError(f"{config.name}: the loss of step {len(records)} is not finite")
-    seconds = [record.epoch_seconds for record in records]
-    rounds = [statistics.fmean(seconds[first : first + ROUND]) for first in range(ROUND, len(seconds), ROUND)]
-    return statistics.median(rounds)
+        raise UsageError(f"{config.name}: the loss of round {len(records)} is not finite")
+    return statistics.median(record.epoch_seconds for record in records[1:]) / ROUND
 
 
-def peak_memory(config: Config, data: Data, device: torch.device) -> float:
+def peak_memory(config: Config, device: torch.device) -> float:
     """Bytes at the fullest moment of training: parameters, the optimizer's state and all that a step holds."""
+    data = batches(1, config, device)
 
     def run() -> None:
-        for _ in _training(config, data, device, MEMORY_STEPS).records():
+        for _ in _training(config, data, MEMORY_STEPS).records():
             pass
 
     return peak_allocation(run, device)
 
 
-def _training(config: Config, data: Data, device: torch.device, steps: int) -> Training:
-    """So many steps that hardly move: they take what others take, and none diverges on images of noise."""
+def _training(config: Config, data: Data, epochs: int) -> Training:
+    """So many epochs that hardly move: they take what others take, and none diverges on images of noise."""
     optimizer = config.optimizer.model_copy(update={"lr": STILL})
-    config = config.model_copy(update={"epochs": steps, "optimizer": optimizer, "diagnostics_every": None})
-    return Training(build(config).to(device), data, config)
+    config = config.model_copy(update={"epochs": epochs, "optimizer": optimizer, "diagnostics_every": None})
+    return Training(build(config).to(data.train.labels.device), data, config)
 
 
 def measure(config: Config, device: torch.device) -> dict[str, Any]:
     """One row: what was measured, and the settings it is for."""
-    data = one_batch(config, device)
     settings = config.model_dump(include=set(STEP_KEYS))
     return {
         "name": config.name,
         **settings,
-        "step_seconds": seconds_per_step(config, data, device),
-        "peak_bytes": peak_memory(config, data, device),
+        "step_seconds": seconds_per_step(config, device),
+        "peak_bytes": peak_memory(config, device),
     }
 
 

@@ -294,15 +294,18 @@ def _numbers(
     runs: Sequence[RecordedRun],
     of: Callable[[RecordedRun], float | None],
     form: str,
-    better: Callable[[Iterable[float]], float],
+    better: Callable[..., RecordedRun | None],
 ) -> str:
-    values = {id(run): math.nan if (value := of(run)) is None else value for run in runs}
-    best = better(values[id(run)] for run in steady(runs))
+    """`better`: `min` or `max`."""
+
+    def value(run: RecordedRun) -> float:
+        return math.nan if (found := of(run)) is None else found
 
     def text(run: RecordedRun) -> str:
-        return "diverged" if run.status == "diverged" else cell_in_text(values[id(run)], form)
+        return "diverged" if run.status == "diverged" else cell_in_text(value(run), form)
 
-    return _at_each_rate(runs, text, next((run for run in runs if values[id(run)] == best), None))
+    ended_well = (run for run in runs if run.status != "diverged")
+    return _at_each_rate(runs, text, better(ended_well, key=value, default=None))
 
 
 def _by_rate(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:

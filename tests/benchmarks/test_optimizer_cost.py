@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import optimizer_cost
-from benchmarks.optimizer_cost import ROUND, ROUNDS, measure, one_batch, peak_memory, seconds_per_step
+from benchmarks.optimizer_cost import ROUND, ROUNDS, batches, measure, peak_memory, seconds_per_step
 from experiments.command.errors import ExperimentError
 from experiments.config import Config
 from experiments.training.train import Training
@@ -32,30 +32,26 @@ def config(optimizer: dict[str, object] | None = None):
 
 
 def test_memory_is_of_parameters_gradients_and_the_optimizers_state() -> None:
-    data = one_batch(config(), CPU)
-    sgd = peak_memory(config(), data, CPU)
-    adam = peak_memory(config({"name": "adam", "lr": 1e-3}), data, CPU)
+    sgd = peak_memory(config(), CPU)
+    adam = peak_memory(config({"name": "adam", "lr": 1e-3}), CPU)
     assert 2 * WEIGHTS < sgd < 2.2 * WEIGHTS
     assert 4 * WEIGHTS < adam < 6.2 * WEIGHTS  # two moments more, and what makes a step of them
 
 
 def test_seconds_are_a_round_s_mean_but_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    def records(self):
-        rounds = [100.0, 1.0, 2.0, 9.0]
-        yield SimpleNamespace(epoch_seconds=0.0, diverged=False)
-        for step in range(self.epochs):
-            # Every tenth step renews, and takes the whole round's time.
-            seconds = rounds[step // ROUND] * ROUND * (step % ROUND == 0)
-            yield SimpleNamespace(epoch_seconds=seconds, diverged=False)
-
     class Training:
-        def __init__(self, model, data, config):
-            self.epochs = config.epochs
+        """Of whose epochs each is a round."""
 
-    Training.records = records
+        def __init__(self, model, data, config):
+            assert len(data.train) == ROUND * config.batch_size
+            assert config.epochs == ROUNDS == 4
+
+        def records(self):
+            for seconds in (0.0, 100.0, 1.0, 2.0, 9.0):
+                yield SimpleNamespace(epoch_seconds=seconds * ROUND, diverged=False)
+
     monkeypatch.setattr(optimizer_cost, "Training", Training)
-    assert ROUNDS == 4
-    assert seconds_per_step(config(), one_batch(config(), CPU), CPU) == pytest.approx(2.0)
+    assert seconds_per_step(config(), CPU) == pytest.approx(2.0)
 
 
 def test_a_row_says_what_it_is_for() -> None:
@@ -80,7 +76,7 @@ def test_steps_are_not_observed(monkeypatch: pytest.MonkeyPatch) -> None:
         optimizer_cost, "Training", lambda model, data, config: seen.append(config) or Training(model, data, config)
     )
     observed = config().model_copy(update={"diagnostics_every": 1})
-    peak_memory(observed, one_batch(observed, CPU), CPU)
+    peak_memory(observed, CPU)
     assert seen[0].diagnostics_every is None
 
 
@@ -101,11 +97,12 @@ def test_settings_that_cost_alike_are_measured_once(monkeypatch: pytest.MonkeyPa
     assert measured == [(500, "gradient"), (500, "prox_cg3"), (7, "gradient")]
 
 
-def test_a_loss_that_is_not_finite_is_told() -> None:
-    data = one_batch(config(), CPU)
-    data.train.images[0] = float("nan")
-    with pytest.raises(ExperimentError, match=r"^tiny: the loss of step 1 is not finite$"):
-        seconds_per_step(config(), data, CPU)
+def test_a_loss_that_is_not_finite_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = batches(ROUND, config(), CPU)
+    data.train.images[-1] = float("nan")
+    monkeypatch.setattr(optimizer_cost, "batches", lambda *_: data)
+    with pytest.raises(ExperimentError, match=r"^tiny: the loss of round 1 is not finite$"):
+        seconds_per_step(config(), CPU)
 
 
 @pytest.mark.parametrize(
