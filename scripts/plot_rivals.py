@@ -1,4 +1,4 @@
-"""Draws ProxProp beside other optimizers: for each network the loss over epochs and over time, one page.
+"""Draws ProxProp beside other optimizers on one network: the loss over epochs and over time, the accuracy, one page.
 
 python scripts/plot_rivals.py results/COMPARED --costs costs.json --output rivals.pdf
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from experiments.command.cli import Parser, run_command, user_path
+from experiments.command.cli import Parser, UsageError, run_command, user_path
 from experiments.folder.read import read_runs
 from scripts.plots import style
 from scripts.plots.output import add_output, check_format, figure_bytes, write
@@ -29,8 +29,12 @@ def plot(options: argparse.Namespace) -> int:
     costs = Costs.read(options.costs) if options.costs else Costs()
     networks = by_network(groups, costs)
     without = without_costs(networks, options.costs) if options.costs else ""
+    if len(networks) > 1:
+        raise UsageError(f"a figure is for one network, and these runs are of {' and '.join(networks)}: give one "
+                         "network's folder at a time")  # fmt: skip
     style.apply()
-    write(options.output, figure_bytes(draw_rivals(networks, costs, left_out), options.output.suffix))
+    (methods,) = networks.values()
+    write(options.output, figure_bytes(draw_rivals(methods, costs, left_out), options.output.suffix))
     for note in filter(None, (left_out, without)):
         print(f"note: {note}")
     return 0

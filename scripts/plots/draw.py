@@ -152,7 +152,18 @@ def draw_panel(
     else:
         axes.set_ylabel("Validation accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylim(bottom=lowest_accuracy(panel, drawn, x_end, references))
     mark_divergence(axes, panel, drawn, x_end)
+
+
+def lowest_accuracy(
+    panel: Panel, drawn: Sequence[Drawn], x_end: float, references: Sequence[Reference] = ()
+) -> float | None:
+    """Where the axis starts: a little below all it shows, but for the start of training, where all are at chance."""
+    shown = [points(item.group.runs, panel.x, panel.y, x_end) for item in drawn]
+    values = np.concatenate([each[1:] for one in shown for each in (one.ys, one.low)])
+    values = np.append(values[np.isfinite(values)], [reference.value for reference in references])
+    return float(values.min() - 0.06 * np.ptp(values)) if values.size and np.ptp(values) else None
 
 
 def loss_limits(panel: Panel, drawn: Sequence[Drawn], x_end: float) -> tuple[float, float]:
@@ -193,7 +204,7 @@ def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn], footer: Foot
     # Where no run has seconds, there is nothing over time.
     panels = [panel for panel in figure.panels if panel.x == "epoch" or any(_is_timed(item.group) for item in drawn)]
     columns = len(panels)
-    rows = 2 if any(item.published for item in drawn) else 1
+    rows = max(2 if any(item.published for item in drawn) else 1, math.ceil(len(drawn) / 5))
     grid = page.add_gridspec(
         1,
         columns,

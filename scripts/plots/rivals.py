@@ -18,8 +18,8 @@ from experiments.config import Config
 from experiments.config.schema import what_a_step_costs
 from experiments.folder.read import RecordedRun
 from scripts.plots import style
-from scripts.plots.draw import Drawn, draw_panel, new_page, time_note, x_ends
-from scripts.plots.figures import Curve, Figure, Panel
+from scripts.plots.draw import Drawn, draw_figure, time_note
+from scripts.plots.figures import ACCURACY_BY_EPOCH, LOSS_BY_EPOCH, LOSS_BY_TIME, Curve, Figure
 from scripts.plots.notes import Footer, band_note, distinct, joined, machine, status_note
 from scripts.plots.runs import Replicates, Stat, steady, steps_per_epoch, with_seconds
 from scripts.plots.table import cell, cell_in_text
@@ -338,66 +338,37 @@ def _val_loss_text(run: RecordedRun) -> str:
     return f"{value:#.3g}" if math.isfinite(value) else "diverged"
 
 
-def draw_rivals(networks: dict[str, list[Method]], costs: Costs, note: str = "") -> Page:
-    """One page: for each network the loss over epochs and over time, a curve for each method; ``note`` below them."""
-    page = new_page("ProxProp beside other optimizers")
-    figures = {name: _figure(name, methods) for name, methods in networks.items()}
-    drawn = {
-        name: [
-            Drawn(curve, method.timed() if costs.rows else method.group)
-            for curve, method in zip(figures[name].curves, methods, strict=True)
-        ]
-        for name, methods in networks.items()
-    }
-    everything = [item for items in drawn.values() for item in items]
-    # Two lines at the most; the command prints the whole note.
-    notes = [textwrap.shorten(note, 320, placeholder=" …")]
-    notes += [joined(band_note(len(item.group.runs) for item in everything), *_notes(networks))]
-    notes += [f"{NETWORKS[name]}: {note}" for name, items in drawn.items() if (note := time_note(figures[name], items))]
+def draw_rivals(methods: Sequence[Method], costs: Costs, note: str = "") -> Page:
+    """One page for one network: the loss over epochs and over time, and the validation accuracy over epochs.
+
+    A curve for each method; ``note`` below them.
+    """
+    network = NETWORKS[methods[0].config.model.name]
+    figure = _figure(network, methods)
+    drawn = [
+        Drawn(curve, method.timed() if costs.rows else method.group)
+        for curve, method in zip(figure.curves, methods, strict=True)
+    ]
+    groups = {method.label: method.group for method in methods}
+    notes = [
+        # Two lines at the most; the command prints the whole note.
+        textwrap.shorten(note, 320, placeholder=" …"),
+        joined(band_note(len(item.group.runs) for item in drawn), status_note(groups, groups)),
+        time_note(figure, drawn),
+    ]
     if costs.rows:
-        without = distinct(item.label for item in everything if not math.isfinite(item.group.seconds))
+        without = distinct(item.label for item in drawn if not math.isfinite(item.group.seconds))
         notes.append(f"seconds: of steps measured alone ({costs.where})" + (f"; none for {without}" if without else ""))
     else:
         notes.append("seconds: the runs' own, which may be compared only if each had its machine to itself")
-    footer = Footer.of([run for item in everything for run in item.group.runs], notes)
-    footer.draw(page)
-    handles: dict[str, Any] = {}
-    columns = 2 * len(networks)
-    grid = page.add_gridspec(
-        1,
-        columns,
-        left=0.055,
-        right=0.985,
-        bottom=footer.top + 0.1,
-        top=style.LEGEND_TOP - 3 * style.LEGEND_ROW - 0.055,
-        wspace=0.1 + 0.06 * columns,
-    )
-    for row, (name, items) in enumerate(drawn.items()):
-        ends = x_ends(figures[name], items)
-        for column, panel in enumerate(figures[name].panels):
-            axes = page.add_subplot(grid[0, 2 * row + column])
-            draw_panel(axes, panel, items, ends[panel.x])
-            for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
-                handles.setdefault(text, handle)
-    page.legend(
-        list(handles.values()),
-        list(handles),
-        loc="upper left",
-        bbox_to_anchor=(0.038, style.LEGEND_TOP),
-        ncols=(len(handles) + 2) // 3,
-        handlelength=3.4,
-        columnspacing=1.6,
-        fontsize=8.5,
-        borderaxespad=0,
-    )
-    return page
+    footer = Footer.of([run for item in drawn for run in item.group.runs], notes)
+    return draw_figure(figure, f"ProxProp beside other optimizers: {network}", drawn, footer)
 
 
-def _figure(network: str, methods: Sequence[Method]) -> Figure:
+def _figure(title: str, methods: Sequence[Method]) -> Figure:
     """As the paper's figures are described; the time axis ends with ProxProp's longest."""
-    title = NETWORKS[network]
     names = tuple(method.group.name for method in methods if method.is_proxprop)
-    panels = (Panel(f"{title}, by epochs", "train_loss", "epoch"), Panel(f"{title}, by time", "train_loss", "seconds"))
+    panels = (LOSS_BY_EPOCH, LOSS_BY_TIME, ACCURACY_BY_EPOCH)
     return Figure(title, tuple(map(_curve, methods)), panels, names, ())
 
 
@@ -408,12 +379,3 @@ def _curve(method: Method) -> Curve:
         raise RecordError(f"{method.group.runs[0].folder}: there is no line for {mode}; there are some for gradient, "
                           f"{', '.join(f'prox_{mode}' for mode in style.INSIDE)}")  # fmt: skip
     return Curve(method.group.name, method.label, key)
-
-
-def _notes(networks: dict[str, list[Method]]) -> list[str]:
-    notes = []
-    for name, methods in networks.items():
-        groups = {method.label: method.group for method in methods}
-        if note := status_note(groups, groups):
-            notes.append(f"{NETWORKS[name]}: {note}")
-    return notes

@@ -1,17 +1,29 @@
 """The data behind the figures, the notes and the table."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Page
 
 from experiments.command.errors import RecordError
 from experiments.folder.read import read_run
-from scripts.plots.draw import Drawn, draw_figure, loss_limits, time_note, x_ends, x_unit
-from scripts.plots.figures import FIGURE_2, FIGURE_3, FIGURES, LOSS_BY_EPOCH, LOSS_BY_TIME
+from scripts.plots.draw import Drawn, draw_figure, draw_panel, loss_limits, time_note, x_ends, x_unit
+from scripts.plots.figures import (
+    ACCURACY_BY_EPOCH,
+    FIGURE_2,
+    FIGURE_3,
+    FIGURES,
+    LOSS_BY_EPOCH,
+    LOSS_BY_TIME,
+    Curve,
+    Reference,
+)
 from scripts.plots.notes import (
     Footer,
     band_note,
@@ -269,6 +281,27 @@ def test_what_the_paper_states_is_drawn_where_it_belongs(figure, tmp_path: Path)
 )
 def test_cells_of_several_seeds(stat: Stat, form: str, text: str) -> None:
     assert cell(stat, form) == text
+
+
+def test_accuracy_axes_start_below_all_but_the_start_of_training(tmp_path: Path) -> None:
+    for seed, decay in enumerate((0.5, 0.9)):
+        write_run(tmp_path / f"a,seed={seed}", decay=decay, epochs=4, seed=seed)
+    items = [Drawn(Curve("a", "A", "gradient"), load_runs(tmp_path)["a"])]
+    accuracies = [read_run(tmp_path / f"a,seed={seed}").metrics["val_accuracy"].iloc[1:] for seed in (0, 1)]
+    lowest, highest = min(map(min, accuracies)), max(map(max, accuracies))
+    low, high = axes_of(items).get_ylim()
+    assert lowest - 0.1 * (highest - lowest) < low < lowest
+    assert highest < high
+    assert axes_of(items, [Reference("val_accuracy", lowest / 2, "the paper's", "gradient")]).get_ylim()[0] < lowest / 2
+    write_run(tmp_path / "b", epochs=0)
+    nothing = [Drawn(Curve("b", "B", "gradient"), load_runs(tmp_path)["b"])]
+    assert math.isfinite(axes_of(nothing).get_ylim()[0])
+
+
+def axes_of(items: list[Drawn], references: Sequence[Reference] = ()) -> Axes:
+    axes = Page().add_subplot()
+    draw_panel(axes, ACCURACY_BY_EPOCH, items, 4, references)
+    return axes
 
 
 def test_axes_end_with_the_proxprop_runs(tmp_path: Path) -> None:
