@@ -28,12 +28,12 @@ def plot(options: argparse.Namespace) -> int:
     left_out = left_out_note(read_runs(*options.runs))
     costs = Costs.read(options.costs) if options.costs else Costs()
     networks = by_network(groups, costs)
-    without = without_costs(networks, options.costs) if options.costs else ""
     if len(networks) > 1:
         raise UsageError(f"a figure is for one network, and these runs are of {' and '.join(networks)}: give one "
                          "network's folder at a time")  # fmt: skip
-    style.apply()
     (methods,) = networks.values()
+    without = without_costs(methods, options.costs) if options.costs else ""
+    style.apply()
     write(options.output, figure_bytes(draw_rivals(methods, costs, left_out), options.output.suffix))
     for note in filter(None, (left_out, without)):
         print(f"note: {note}")

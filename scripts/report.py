@@ -10,7 +10,8 @@ In a template {{FOLDER NUMBER}} stands for a number of the run in results/FOLDER
     {{table1}}, {{tau_prox}}                           the paper's Table 1 beside the measured one; the sweep over τ_θ
     {{ablation mlp}}, {{ablation convnet}}             what each deviation of the published solver does
     {{rivals mlp}}, {{rivals convnet}}                 other optimizers beside ProxProp, the best ones first
-    {{search mlp}}, {{search convnet}}                 how their learning rates were chosen
+    {{search mlp}}, {{search convnet}}                 how their learning rates were chosen; resnet18 as well
+    {{times mlp Adam / SGD}}                           the seconds of a step with the one over those with the other
     {{rates mlp}}, {{rates convnet}}                   runs of seed 0 with the chosen rates and with smaller ones
     {{left}}                                           what is left of scripts/full_length.py
 
@@ -76,10 +77,11 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
             return ablation.to_markdown(ablation.read_parts(over)[network]).rstrip() if over else MISSING
         case ["rivals", network] if network in rivals.NETWORKS:
             groups_over = _groups(results / RIVALS[network] / network)
-            file = results / RIVALS[network] / "costs.json"
-            costs = rivals.Costs.read(file) if file.exists() else rivals.Costs()
-            methods = rivals.by_network(groups_over.values(), costs) if groups_over else {}
+            methods = rivals.by_network(groups_over.values(), _costs(results, network)) if groups_over else {}
             return rivals.to_markdown(methods[network]).rstrip() if network in methods else MISSING
+        case ["times", network, *names] if network in rivals.NETWORKS and names.count("/") == 1:
+            one, other = (_costs(results, network).seconds(network, name) for name in " ".join(names).split(" / "))
+            return MISSING if one is None or other is None else f"{one / other:.1f}"
         case ["search", network] if network in rivals.NETWORKS:
             runs = _runs_over(results / RIVALS[network] / f"search_{network}")
             return rivals.search_to_markdown(runs).rstrip() if runs else MISSING
@@ -92,6 +94,11 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
         case [folder, number]:
             return _number(results / folder, number, groups)
     raise UsageError(f"{{{{{asked}}}}} is no placeholder; see the top of scripts/report.py")
+
+
+def _costs(results: Path, network: str) -> rivals.Costs:
+    file = results / RIVALS[network] / "costs.json"
+    return rivals.Costs.read(file) if file.exists() else rivals.Costs()
 
 
 def _number(folder: Path, number: str, groups: Groups) -> str:

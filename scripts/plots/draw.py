@@ -16,6 +16,7 @@ from scripts.plots.figures import Curve, Figure, Panel, Reference
 from scripts.plots.notes import Footer
 from scripts.plots.runs import Replicates, points
 
+LEGEND_COLUMNS = 5  # fit a page's width
 TIME_UNITS = ((2 * 3600, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
 
 
@@ -151,7 +152,8 @@ def draw_panel(
         scale_loss(axes, *loss_limits(panel, drawn, x_end))
     else:
         axes.set_ylabel("Validation accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(bottom=lowest_accuracy(panel, drawn, x_end, references))
     mark_divergence(axes, panel, drawn, x_end)
 
@@ -204,7 +206,7 @@ def draw_figure(figure: Figure, title: str, drawn: Sequence[Drawn], footer: Foot
     # Where no run has seconds, there is nothing over time.
     panels = [panel for panel in figure.panels if panel.x == "epoch" or any(_is_timed(item.group) for item in drawn)]
     columns = len(panels)
-    rows = max(2 if any(item.published for item in drawn) else 1, math.ceil(len(drawn) / 5))
+    rows = max(2 if any(item.published for item in drawn) else 1, math.ceil(len(drawn) / LEGEND_COLUMNS))
     grid = page.add_gridspec(
         1,
         columns,

@@ -36,10 +36,10 @@ def status_note(names: Iterable[str], groups: Mapping[str, Replicates], where: s
 def band_note(seeds: Iterable[int], what: str = "bands") -> str:
     """What a band (or a bar) is, given how many seeds each curve or point has; nothing where there is none."""
     counts = set(seeds)
+    if not counts - {1}:
+        return ""
     several = " or ".join(map(str, sorted(counts - {1})))
-    return (
-        f"{what}: lowest to highest of {several} seeds" + "; a single run has none" * (1 in counts) if several else ""
-    )
+    return f"{what}: lowest to highest of {several} seeds" + "; a single run has none" * (1 in counts)
 
 
 def _named(group: Replicates) -> str:

@@ -75,6 +75,16 @@ class Costs:
         """The row for the settings of ``config``, whatever its learning rate."""
         return self.rows.get(what_a_step_costs(config.model_dump()))
 
+    def seconds(self, network: str, name: str) -> float | None:
+        """Of a step of a network with the method that `label` calls so; None where that was not measured."""
+        found = (
+            row["step_seconds"]
+            for row in self.rows.values()
+            if row["model"]["name"] == network
+            and _label(row["optimizer"]["name"], row["proxprop"]["optimization_mode"]) == name
+        )
+        return next(found, None)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -112,7 +122,11 @@ class Method:
 
 def label(config: Config) -> str:
     """'Adam', 'ProxProp (cg3) in Adam'."""
-    name, mode = OPTIMIZERS[config.optimizer.name], config.proxprop.optimization_mode
+    return _label(config.optimizer.name, config.proxprop.optimization_mode)
+
+
+def _label(optimizer: str, mode: str) -> str:
+    name = OPTIMIZERS[optimizer]
     return name if mode == "gradient" else f"ProxProp ({mode.removeprefix('prox_')}) in {name}"
 
 
@@ -159,19 +173,17 @@ def by_network(groups: Iterable[Replicates], costs: Costs) -> dict[str, list[Met
     }
 
 
-def without_costs(networks: Mapping[str, Sequence[Method]], path: Path) -> str:
+def without_costs(methods: Sequence[Method], path: Path) -> str:
     """Which methods the costs in ``path`` are not for; nothing where they are for all.
 
     Raises:
         RecordError: they are for none.
     """
-    methods = [method for members in networks.values() for method in members]
     without = [method for method in methods if method.cost is None]
     if len(without) == len(methods):
         raise RecordError(f"{path}: has no row for the settings of any of these runs (model, optimizer but for its lr, "
                           "proxprop and batch_size)")  # fmt: skip
-    names = distinct(f"{method.label} ({NETWORKS[method.config.model.name]})" for method in without)
-    return f"no costs for {names} in {path}" if without else ""
+    return f"no costs for {distinct(method.label for method in without)} in {path}" if without else ""
 
 
 def _place(config: Config) -> tuple[bool, int, str]:
@@ -214,7 +226,7 @@ def to_markdown(methods: Sequence[Method]) -> str:
             cell(loss(method), number) + (f" ({status})" if status != "finished" else ""),
             f"{cell_in_text(best_accuracy(method), percent)} ({best_epochs(method)})",
             cell_in_text(test_accuracy(method), percent),
-            cell(method.seconds_per_epoch, ".1f"),
+            cell(method.seconds_per_epoch, "#.3g"),
             cell(method.mebibytes, ".0f"),
             settings(method.config),
         ]

@@ -200,6 +200,7 @@ def test_the_search_shows_all_rates_and_the_chosen_one(tmp_path: Path) -> None:
 
 
 def test_smaller_rates_are_shown_beside_the_chosen_one(results: Path) -> None:
+    assert fill("{{rates mlp}}", results.parent) == "–"
     for lr, decay, accuracy in [(0.01, 0.1, 0.7), (0.001, 0.01, 0.6)]:
         write_method(results / "mlp_smaller", "adam", lr=lr, decay=decay, test_accuracy=accuracy)
     write_method(results / "mlp_smaller", "sgd", lr=0.01, diverges=True)
@@ -214,7 +215,18 @@ def test_smaller_rates_are_shown_beside_the_chosen_one(results: Path) -> None:
         "0.001: 60.00 %, **0.01: 70.00 %**, 0.1: 51.25 % |"
     )
     assert lines[2].startswith("| SGD | 0.01: diverged, **0.1: ")
-    assert fill("{{rates convnet}}", results.parent) == "–"
+
+
+def test_the_report_compares_what_steps_take(results: Path) -> None:
+    costs = results / "costs.json"
+    content = json.loads(costs.read_text())
+    for row in content["rows"]:
+        if row["optimizer"]["name"] == "adam" and row["model"]["name"] == "mlp":
+            row["step_seconds"] = 0.9 if row["proxprop"]["optimization_mode"] == "prox_cg3" else 0.4
+    costs.write_text(json.dumps(content))
+    assert fill("{{times mlp ProxProp (cg3) in Adam / Adam}}", results.parent) == "2.2"
+    assert fill("{{times mlp Adam / SGD}}", results.parent) == "0.8"
+    assert fill("{{times mlp Muon / SGD}} {{times convnet Adam / SGD}}", results.parent) == "– –"
 
 
 def test_the_report_has_the_tables_or_a_dash(results: Path) -> None:
@@ -357,7 +369,7 @@ def test_costs_of_other_settings_are_told(results: Path, tmp_path: Path, capsys:
     assert not (tmp_path / "page.pdf").exists()
     write_costs(costs, sorted((results / "mlp").glob("*prox_cg3*")))
     assert main([str(results / "mlp"), "--costs", str(costs), *output]) == 0
-    assert capsys.readouterr().out == f"note: no costs for SGD (MLP), Adam (MLP) in {costs}\n"
+    assert capsys.readouterr().out == f"note: no costs for SGD, Adam in {costs}\n"
     assert main([str(results / "mlp"), "--costs", str(results / "costs.json"), *output]) == 0
     assert capsys.readouterr().out == ""
 
