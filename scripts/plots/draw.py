@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Page
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from scripts.plots import style
 from scripts.plots.figures import Curve, Figure, Panel, Reference
@@ -152,8 +152,7 @@ def draw_panel(
         scale_loss(axes, *loss_limits(panel, drawn, x_end))
     else:
         axes.set_ylabel("Validation accuracy")
-        axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        in_percent(axes)
         axes.set_ylim(bottom=lowest_accuracy(panel, drawn, x_end, references))
     mark_divergence(axes, panel, drawn, x_end)
 
@@ -191,6 +190,12 @@ def scale_loss(axes: Axes, low: float, high: float) -> None:
     if high < 300 * low:
         subs = (1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7)
         axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
+
+
+def in_percent(axes: Axes) -> None:
+    """Fractions up the axis as per cent, with decimals only where ticks need them."""
+    axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
 
 
 def new_page(title: str) -> Page:

@@ -12,11 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Page
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from experiments.command.errors import RecordError
 from scripts.plots import style
-from scripts.plots.draw import draw_band, new_page, scale_loss
+from scripts.plots.draw import draw_band, in_percent, new_page, scale_loss
 from scripts.plots.notes import Footer, band_note, joined
 from scripts.plots.sweep import NUMBERS, Answer, label, sort_key
 
@@ -170,7 +170,7 @@ def _scale_y(axes: Axes, answer: Answer, scale: str | None) -> float:
         top = high + margin
         axes.set_ylim(low - margin, top)
     if is_accuracy:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        in_percent(axes)
     return float(top)
 
 

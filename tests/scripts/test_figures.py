@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Page
 
 from experiments.command.errors import RecordError
 from experiments.folder.read import read_run
-from scripts.plots.draw import Drawn, draw_figure, draw_panel, loss_limits, time_note, x_ends, x_unit
+from scripts.plots.draw import Drawn, draw_figure, draw_panel, in_percent, loss_limits, time_note, x_ends, x_unit
 from scripts.plots.figures import (
     ACCURACY_BY_EPOCH,
     FIGURE_2,
@@ -296,6 +296,17 @@ def test_accuracy_axes_start_below_all_but_the_start_of_training(tmp_path: Path)
     write_run(tmp_path / "b", epochs=0)
     nothing = [Drawn(Curve("b", "B", "gradient"), load_runs(tmp_path)["b"])]
     assert math.isfinite(axes_of(nothing).get_ylim()[0])
+
+
+@pytest.mark.parametrize(("low", "high", "texts"), [(0.3, 0.6, ["40%", "60%"]), (0.521, 0.528, ["52.2%", "52.8%"])])
+def test_an_accuracy_axis_says_where_its_ticks_are(low: float, high: float, texts: list[str]) -> None:
+    axes = Page().add_subplot()
+    axes.set_ylim(low, high)
+    in_percent(axes)
+    FigureCanvasAgg(axes.figure).draw()
+    labels = {label.get_text(): label.get_position()[1] for label in axes.get_yticklabels()}
+    assert set(texts) <= set(labels)
+    assert all(float(text.removesuffix("%")) / 100 == pytest.approx(at) for text, at in labels.items())
 
 
 def axes_of(items: list[Drawn], references: Sequence[Reference] = ()) -> Axes:
