@@ -26,7 +26,6 @@ NOT_OF_A_RUN = {
     *("0.7", "0.5"),  # per cent: the standard errors of accuracies of two thirds, of 5,000 and of 10,000 images
     *("0.005", "0.05", "0.1", "0.5"),  # values of τ and τ_θ
     *("0.95", "0.9", "0.01", "0.001", "0.003", "0.0003"),  # momenta, weight decays and learning rates
-    *("1.7",),  # costs of a step: results/cpu-rivals/costs.json
 }
 
 
