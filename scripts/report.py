@@ -76,11 +76,12 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
             over = _runs_over(results / f"{ABLATION}_{network}")
             return ablation.to_markdown(ablation.read_parts(over)[network]).rstrip() if over else MISSING
         case ["rivals", network] if network in rivals.NETWORKS:
-            groups_over = _groups(results / RIVALS[network] / network)
-            methods = rivals.by_network(groups_over.values(), _costs(results, network)) if groups_over else {}
+            over = groups(results / RIVALS[network] / network)
+            methods = rivals.by_network(over.values(), _costs(results, network)) if over else {}
             return rivals.to_markdown(methods[network]).rstrip() if network in methods else MISSING
         case ["times", network, *names] if network in rivals.NETWORKS and names.count("/") == 1:
-            one, other = (_costs(results, network).seconds(network, name) for name in " ".join(names).split(" / "))
+            costs = _costs(results, network)
+            one, other = (costs.seconds(network, name) for name in " ".join(names).split(" / "))
             return MISSING if one is None or other is None else f"{one / other:.1f}"
         case ["search", network] if network in rivals.NETWORKS:
             runs = _runs_over(results / RIVALS[network] / f"search_{network}")
