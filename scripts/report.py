@@ -12,7 +12,7 @@ In a template {{FOLDER NUMBER}} stands for a number of the run in results/FOLDER
     {{rivals mlp}}, {{rivals convnet}}                 other optimizers beside ProxProp, the best ones first
     {{search mlp}}, {{search convnet}}                 how their learning rates were chosen; resnet18 as well
     {{times mlp Adam / SGD}}                           the seconds of a step with the one over those with the other
-    {{rates mlp}}, {{rates convnet}}                   runs of seed 0 with the chosen rates and with smaller ones
+    {{rates mlp}}, {{rates convnet}}                   what each came to over all epochs at several rates
     {{left}}                                           what is left of scripts/full_length.py
 
 A run that is not there, or not over, is a dash; in Table 1 a row counts as far as all of its runs have come.
@@ -87,9 +87,8 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
             runs = _runs_over(results / RIVALS[network] / f"search_{network}")
             return rivals.search_to_markdown(runs).rstrip() if runs else MISSING
         case ["rates", network] if network in rivals.NETWORKS:
-            at_chosen = [run for run in _runs_over(results / RIVALS[network] / network) if run.config.seed == 0]
-            smaller = _runs_over(results / RIVALS[network] / f"{network}_smaller")
-            return rivals.rates_to_markdown([*at_chosen, *smaller]).rstrip() if smaller else MISSING
+            runs = _runs_over(results / RIVALS[network] / f"rates_{network}")
+            return rivals.rates_to_markdown(runs).rstrip() if runs else MISSING
         case ["left"]:
             return left_table({unit.title: unit.runs([], results) for unit in UNITS})
         case [folder, number]:

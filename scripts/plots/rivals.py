@@ -288,11 +288,9 @@ def search_to_markdown(runs: Sequence[RecordedRun]) -> str:
 
 
 def rates_to_markdown(runs: Sequence[RecordedRun]) -> str:
-    """A row for each method that was run at several learning rates: what it came to at each, the best in bold."""
+    """A row for each method: what it came to at each learning rate, the best in bold."""
     lines = ["| optimizer | training loss | best validation accuracy | test accuracy at the end |", "|---|---|---|---|"]
     for name, members in _by_rate(runs).items():
-        if len(members) == 1:
-            continue
         cells = (
             _numbers(members, lambda run: run.value("train_loss"), "#.3g", min),
             _numbers(members, lambda run: run.best_val_accuracy, ".2%", max),

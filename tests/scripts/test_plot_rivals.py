@@ -199,22 +199,25 @@ def test_the_search_shows_all_rates_and_the_chosen_one(tmp_path: Path) -> None:
     assert ", **4: " in lines[4]
 
 
-def test_smaller_rates_are_shown_beside_the_chosen_one(results: Path) -> None:
-    assert fill("{{rates mlp}}", results.parent) == "–"
-    for lr, decay, accuracy in [(0.01, 0.1, 0.7), (0.001, 0.01, 0.6)]:
-        write_method(results / "mlp_smaller", "adam", lr=lr, decay=decay, test_accuracy=accuracy)
-    write_method(results / "mlp_smaller", "sgd", lr=0.01, diverges=True)
-    at = {lr: results / f"mlp{'_smaller' * (lr < 0.1)}/name=adam,optimization_mode=gradient,lr={lr:g}"
-          for lr in (0.001, 0.01, 0.1)}  # fmt: skip
+def test_the_rates_tried_over_all_epochs_are_shown_with_the_best_of_each_number(tmp_path: Path) -> None:
+    assert fill("{{rates mlp}}", tmp_path) == "–"
+    root = tmp_path / RIVALS["mlp"] / "rates_mlp"
+    at = {
+        lr: write_method(root, "adam", lr=lr, decay=decay, test_accuracy=accuracy)
+        for lr, decay, accuracy in [(0.001, 0.01, 0.6), (0.01, 0.1, 0.7), (0.1, 0.2, 0.5)]
+    }
+    write_method(root, "sgd", lr=0.1, diverges=True)
+    write_method(root, "sgd", lr=0.01)
     losses = {lr: f"{final(folder, 'train_loss'):#.3g}" for lr, folder in at.items()}
     best = {lr: f"{100 * read_run(folder).metrics['val_accuracy'].max():.2f} %" for lr, folder in at.items()}
-    lines = fill("{{rates mlp}}", results.parent).splitlines()
-    assert lines[3].startswith(
+    lines = fill("{{rates mlp}}", tmp_path).splitlines()
+    assert lines[3] == (
         f"| Adam | 0.001: {losses[0.001]}, 0.01: {losses[0.01]}, **0.1: {losses[0.1]}** | "
         f"0.001: {best[0.001]}, 0.01: {best[0.01]}, **0.1: {best[0.1]}** | "
-        "0.001: 60.00 %, **0.01: 70.00 %**, 0.1: 51.25 % |"
+        "0.001: 60.00 %, **0.01: 70.00 %**, 0.1: 50.00 % |"
     )
-    assert lines[2].startswith("| SGD | 0.01: diverged, **0.1: ")
+    assert lines[2].startswith("| SGD | **0.01: ")
+    assert lines[2].count("0.1: diverged") == 3
 
 
 def test_the_report_compares_what_steps_take(results: Path) -> None:
