@@ -76,14 +76,21 @@ class Costs:
         return self.rows.get(what_a_step_costs(config.model_dump()))
 
     def seconds(self, network: str, name: str) -> float | None:
-        """Of a step of a network with the method that `label` calls so; None where that was not measured."""
-        found = (
-            row["step_seconds"]
+        """Of a step of a network with the method that `label` calls so; None where that was not measured.
+
+        Raises:
+            RecordError: several rows are of that method, with other settings each.
+        """
+        found = [
+            float(row["step_seconds"])
             for row in self.rows.values()
             if row["model"]["name"] == network
             and _label(row["optimizer"]["name"], row["proxprop"]["optimization_mode"]) == name
-        )
-        return next(found, None)
+        ]
+        if len(found) > 1:
+            on = NETWORKS[network]
+            raise RecordError(f"{len(found)} rows of the costs ({self.where}) are of {name} on the {on}: keep one")
+        return found[0] if found else None
 
 
 @dataclass(frozen=True)

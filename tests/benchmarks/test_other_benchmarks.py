@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from benchmarks import accuracy, checkpoint_cost, optimizer_cost, step_cost
-from benchmarks.networks import NETWORKS, Network
+from benchmarks.networks import GPT, NETWORKS, Network, tokens
 from experiments.command.cli import run_command
 from tests.synthetic_cifar import IMAGES, write_small_cifar
 
@@ -35,11 +35,17 @@ def test_digits_of_directions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     write_small_cifar(tmp_path, monkeypatch)
     monkeypatch.setattr(accuracy, "BATCH", IMAGES)
     monkeypatch.setitem(NETWORKS, "mlp", Network(small, NETWORKS["mlp"].batch, "3"))
-    monkeypatch.setattr(accuracy, "CASES", {"mlp": (0.05,)})
+    small_gpt = Network(lambda: GPT(width=16, blocks=1), tokens, "head")
+    monkeypatch.setitem(NETWORKS, "gpt", small_gpt)
+    cases = {"mlp": (("prox_exact", "prox_cg10"), (0.05,), (0,)), "gpt": (("prox_exact",), (1.0,), (0, 1))}
+    monkeypatch.setattr(accuracy, "CASES", cases)
     file = tmp_path / "accuracy.json"
     assert run(monkeypatch, "accuracy", "--root", str(tmp_path), "--json", str(file)) == 0
     written = json.loads(file.read_text())
-    assert [row["mode"] for row in written["layers"]] == ["prox_exact", "prox_cg10"]
+    assert [(row["network"], row["steps"], row["mode"]) for row in written["layers"]] == [
+        *(("mlp", 0, mode) for mode in ("prox_exact", "prox_cg10")),
+        *(("gpt", steps, "prox_exact") for steps in (0, 1)),
+    ]
     assert all(0 < row["error"] < 1e-3 for row in written["layers"])
     assert written["first MLP layer"]["3"]["orthogonalised, float32"] < 1e-3
 

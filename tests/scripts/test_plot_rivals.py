@@ -230,6 +230,10 @@ def test_the_report_compares_what_steps_take(results: Path) -> None:
     assert fill("{{times mlp ProxProp (cg3) in Adam / Adam}}", results.parent) == "2.2"
     assert fill("{{times mlp Adam / SGD}}", results.parent) == "0.8"
     assert fill("{{times mlp Muon / SGD}} {{times convnet Adam / SGD}}", results.parent) == "– –"
+    content["rows"].append({**content["rows"][0], "batch_size": 7})
+    costs.write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=r"^2 rows of the costs \(Example CPU.*\) are of Adam on the MLP: keep one$"):
+        fill("{{times mlp Adam / SGD}}", results.parent)
 
 
 def test_the_report_has_the_tables_or_a_dash(results: Path) -> None:
