@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.networks import GPT, NETWORKS, Network, tokens
 from experiments.command.cli import run_command
 from tests.synthetic_cifar import IMAGES, write_small_cifar
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "accuracy": lambda: run_command(accuracy.measure),
     "checkpoint_cost": lambda: run_command(checkpoint_cost.main),
@@ -48,6 +50,25 @@ def test_digits_of_directions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     ]
     assert all(0 < row["error"] < 1e-3 for row in written["layers"])
     assert written["first MLP layer"]["3"]["orthogonalised, float32"] < 1e-3
+
+
+def test_the_documentation_shows_the_digits_that_were_measured() -> None:
+    def shown(*errors: float) -> str:
+        return ", ".join(f"**{e:.2f}**" if e > 0.1 else re.sub("e-0", "e-", f"{e:.1e}") for e in errors)
+
+    page = (ROOT / "docs/algorithm.md").read_text()
+    facts = json.loads((ROOT / "benchmarks/results/accuracy.json").read_text())
+    for name, text in [("recurrence alone, float32",) * 2, ("recurrence alone, float64",) * 2,
+                       ("orthogonalised, float32", "orthogonalised, float32 (what `prox_cgN` does)")]:  # fmt: skip
+        cells = [shown(facts["first MLP layer"][n][name]) for n in ("3", "5", "10")]
+        assert f"| {text} | {' | '.join(cells)} |" in page
+    errors = defaultdict(list)
+    for row in facts["layers"]:
+        errors[row["network"], row["mode"], row["tau"]].append(row["error"])
+    for network, label in [("mlp", "MLP"), ("convnet", "ConvNet"), ("resnet18_32", "resnet18"), ("gpt", "GPT")]:
+        for mode in accuracy.CASES[network][0]:
+            cells = [shown(*errors[network, mode, tau]) for tau in (0.05, 1.0, 50.0)]
+            assert f"| {label}, `{mode}` | {' | '.join(cells)} |".replace("|  |", "| |") in page
 
 
 def test_seconds_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
