@@ -10,6 +10,7 @@ In a template {{FOLDER NUMBER}} stands for a number of the run in results/FOLDER
     {{table1}}, {{tau_prox}}                           the paper's Table 1 beside the measured one; the sweep over τ_θ
     {{ablation mlp}}, {{ablation convnet}}             what each deviation of the published solver does
     {{rivals mlp}}, {{rivals convnet}}                 other optimizers beside ProxProp, the best ones first
+    {{of mlp ProxProp (cg3) in Adam test_accuracy}}    one of the numbers above, of a method of that comparison
     {{search mlp}}, {{search convnet}}                 how their learning rates were chosen; resnet18 as well
     {{times mlp Adam / SGD}}                           the seconds of a step with the one over those with the other
     {{rates mlp}}, {{rates convnet}}                   what each came to over all epochs at several rates
@@ -91,8 +92,12 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
             return rivals.rates_to_markdown(runs).rstrip() if runs else MISSING
         case ["left"]:
             return left_table({unit.title: unit.runs([], results) for unit in UNITS})
+        case ["of", network, *name, number] if network in rivals.NETWORKS and name:
+            members = groups(results / RIVALS[network] / network).values()
+            found = (group for group in members if rivals.label(group.runs[0].config) == " ".join(name))
+            return _number(next(found, None), number)
         case [folder, number]:
-            return _number(results / folder, number, groups)
+            return _number(groups((results / folder).parent).get(Path(folder).name), number)
     raise UsageError(f"{{{{{asked}}}}} is no placeholder; see the top of scripts/report.py")
 
 
@@ -101,12 +106,11 @@ def _costs(results: Path, network: str) -> rivals.Costs:
     return rivals.Costs.read(file) if file.exists() else rivals.Costs()
 
 
-def _number(folder: Path, number: str, groups: Groups) -> str:
+def _number(group: Replicates | None, number: str) -> str:
     name, at, epoch = number.partition("@")
     known = ("train_loss", "val_accuracy", "best_val_accuracy", *["test_accuracy"] * (not at))
     if name not in known or (at and not epoch.isdecimal()):
-        raise UsageError(f"{folder}: no number is called {number!r}; see the top of scripts/report.py")
-    group = groups(folder.parent).get(folder.name)
+        raise UsageError(f"no number is called {number!r}; see the top of scripts/report.py")
     if group is None or (epoch and any(run.epochs < int(epoch) and run.status != "diverged" for run in group.runs)):
         return MISSING
 

@@ -236,6 +236,16 @@ def test_the_report_compares_what_steps_take(results: Path) -> None:
         fill("{{times mlp Adam / SGD}}", results.parent)
 
 
+def test_the_report_has_single_numbers_of_a_method(results: Path) -> None:
+    (row,) = [line for line in fill("{{rivals mlp}}", results.parent).splitlines() if line.startswith("| Adam |")]
+    loss, best, at_the_end = row.split(" | ")[1:4]
+    assert fill("{{of mlp Adam train_loss}}", results.parent) == loss
+    assert fill("{{of mlp Adam best_val_accuracy}}", results.parent) == best.split(" (")[0]
+    assert fill("{{of mlp Adam test_accuracy}}", results.parent) == at_the_end
+    assert fill("{{of mlp Adam train_loss@1}}", results.parent) not in ("–", loss)
+    assert fill("{{of mlp Muon train_loss}} {{of resnet18 SGD train_loss}}", results.parent) == "– –"
+
+
 def test_the_report_has_the_tables_or_a_dash(results: Path) -> None:
     write_method(results / "search_mlp", "adam")
     table = fill("{{rivals mlp}}", results.parent)

@@ -73,6 +73,7 @@ def test_epochs_seeds_and_what_is_missing(tmp_path: Path) -> None:
     "asked",
     [
         *("{{}}", "{{table2}}", "{{a b c}}", "{{paper/a seconds}}", "{{rivals none}}", "{{search none}}"),
+        *("{{of none SGD train_loss}}", "{{of mlp SGD seconds}}", "{{of mlp train_loss}}"),
         *("{{ablation none}}", "{{paper/a test_accuracy@1}}", "{{paper/a train_loss@x}}", "{{paper/a train_loss@}}"),
     ],
 )
