@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from experiments.command.errors import RecordError
 from experiments.config.sweep_file import load_config_file
-from experiments.folder.read import read_run
+from experiments.folder.read import RecordedRun, read_run
 from scripts.plot_rivals import main
 from scripts.plots import style
 from scripts.plots.rivals import OPTIMIZERS, Costs, by_network, draw_rivals, search_to_markdown, to_markdown
@@ -396,24 +397,42 @@ def test_costs_that_are_not_there_are_told(tmp_path: Path) -> None:
         Costs.read(tmp_path / "costs.json")
 
 
+Method = tuple[str, str]
+"""The optimizer's name and ProxProp's mode."""
+
+
+def by_method(root: Path, number: Callable[[RecordedRun], float | None]) -> dict[Method, dict[float, float]]:
+    """Of the runs in `root`, which all are over, a number by method and learning rate; infinite where one diverged."""
+    found: dict[Method, dict[float, float]] = {}
+    for run in map(read_run, root.iterdir()):
+        assert run.summary
+        value = number(run)
+        assert value is not None
+        method = run.config.optimizer.name, run.config.proxprop.optimization_mode
+        found.setdefault(method, {})[run.config.optimizer.lr] = math.inf if run.status == "diverged" else value
+    return found
+
+
 @pytest.mark.parametrize(("network", "seeds", "epochs"), [("convnet", 3, 12), ("mlp", 3, 12), ("resnet18", 1, 10)])
 def test_learning_rates_of_the_comparison_are_those_that_the_search_chose(
     root: Path, network: str, seeds: int, epochs: int
 ) -> None:
-    tried: dict[tuple[str, str], dict[float, float]] = {}
-    for folder in (root / "results" / RIVALS[network] / f"search_{network}").iterdir():
-        run = read_run(folder)
-        assert run.summary
-        loss = run.value("val_loss")
-        assert loss is not None
-        method = run.config.optimizer.name, run.config.proxprop.optimization_mode
-        tried.setdefault(method, {})[run.config.optimizer.lr] = math.inf if run.status == "diverged" else loss
+    results = root / "results" / RIVALS[network]
+    losses = by_method(results / f"search_{network}", lambda run: run.value("val_loss"))
+    assert {len(tried) for tried in losses.values()} == {5}
+    chosen = {method: min(tried, key=tried.__getitem__) for method, tried in losses.items()}
+    if network == "convnet":  # the second part of its search
+        accuracies = by_method(results / f"rates_{network}", lambda run: run.best_val_accuracy)
+        assert {len(tried) for tried in accuracies.values()} == {3, 4}
+        assert [method for method, tried in accuracies.items() if len(tried) == 4] == [("sgd", "gradient")]
+        assert {method: max(tried) for method, tried in accuracies.items()} == chosen
+        chosen = {method: max(tried, key=tried.__getitem__) for method, tried in accuracies.items()}
+        assert all(chosen[method] > min(tried) for method, tried in accuracies.items())  # inside the range
     searched = load_config_file(root / f"configs/rivals/search_{network}.yaml").configs
     compared = load_config_file(root / f"configs/rivals/{network}.yaml").configs
-    assert len(compared) == seeds * len(tried)
+    assert len(compared) == seeds * len(chosen)
     for config in compared:
-        losses = tried[config.optimizer.name, config.proxprop.optimization_mode]
-        assert len(losses) == 5
-        assert losses[config.optimizer.lr] == min(losses.values()) < math.inf
+        assert config.optimizer.lr == chosen[config.optimizer.name, config.proxprop.optimization_mode]
+        assert losses[config.optimizer.name, config.proxprop.optimization_mode][config.optimizer.lr] < math.inf
         assert config.epochs == epochs
         assert any(config.optimizer == one.optimizer and config.proxprop == one.proxprop for one in searched)
