@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,13 @@ def test_rivals_without_costs_and_of_another_network(tmp_path: Path) -> None:
     table = fill("{{rivals mlp}}", tmp_path)
     assert "| – | – |" in table
     assert fill("{{rivals convnet}}", tmp_path) == "–"
+
+
+def test_seconds_of_several_processes_are_those_of_the_runs(root: Path) -> None:
+    def median(folder: str) -> str:
+        rows_after_the_first = rows(root / "results/cpu-processes" / folder)[2:]
+        return f"{statistics.median(float(row['epoch_seconds']) for row in rows_after_the_first):.1f} s"
+
+    page = (root / "docs/experiments.md").read_text()
+    one, two = median("one_process"), median("two_processes")
+    assert f"took it {one}, and two processes with a thread each {two} " in page
