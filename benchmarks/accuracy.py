@@ -4,22 +4,23 @@
 
 Float32 against float64, networks of seed 0. The paper's are at initialisation and have the first 500 CIFAR-10 training
 images; resnet18 (32×32 pixels) has 64 of them and the small GPT this library's source as text, both before and after
-ten steps of AdamW. Takes five minutes.
+ten steps of AdamW. Takes ten minutes on one thread.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import proxprop
-from benchmarks.networks import BATCH, NETWORKS
+from benchmarks.networks import BATCH, NETWORKS, TEXT, with_next
 from benchmarks.output import add_json, write_json
 from experiments.command.cli import Parser, run_command
 from experiments.config import DataConfig
@@ -31,35 +32,38 @@ from proxprop.solvers import CGRules, conjugate_gradients
 from proxprop.systems import Dual
 
 SOURCE = Path(proxprop.__file__).parent
-CASES = {
-    "mlp": (("prox_exact", "prox_cg10"), (0.05, 50.0), (0,)),
-    "convnet": (("prox_exact", "prox_cg10"), (0.05, 1.0, 50.0), (0,)),
-    "resnet18_32": (("prox_exact", "prox_cg3"), (0.05, 1.0, 50.0), (0, 10)),
-    "gpt": (("prox_exact", "prox_cg3"), (0.05, 1.0, 50.0), (0, 10)),
-}
-"""Of each network the modes, the step sizes τ, and after how many steps of AdamW it is looked at."""
-RESNET_BATCH = 64
 CPU = torch.device("cpu")
 
 Captured = tuple[nn.Module, Tensor, Tensor]
 """A hidden layer with its input and the gradient of its output."""
 
 
-def text(sequences: int = 16, length: int = 128) -> tuple[Tensor, Tensor]:
-    """The library's source from its start on, byte by byte, and the bytes that come next."""
+class Case(NamedTuple):
+    """How a network is looked at: in which modes, with which τ, and after how many steps of AdamW."""
+
+    modes: tuple[str, ...]
+    taus: tuple[float, ...]
+    steps: tuple[int, ...] = (0,)
+    images: int = BATCH
+    """In its batch; 0 for text."""
+
+
+CASES = {
+    "mlp": Case(("prox_exact", "prox_cg10"), (0.05, 50.0)),
+    "convnet": Case(("prox_exact", "prox_cg10"), (0.05, 1.0, 50.0)),
+    "resnet18_32": Case(("prox_exact", "prox_cg3"), (0.05, 1.0, 50.0), (0, 10), images=64),
+    "gpt": Case(("prox_exact", "prox_cg3"), (0.05, 1.0, 50.0), (0, 10), images=0),
+}
+
+
+def source_text() -> Tensor:
+    """The library's source from its start on, byte by byte."""
     source = b"".join(path.read_bytes() for path in sorted(SOURCE.rglob("*.py")))
-    tokens = torch.tensor(list(source[: sequences * (length + 1)])).reshape(sequences, length + 1)
-    return tokens[:, :-1], tokens[:, 1:].flatten()
-
-
-def batch_for(model: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    if model == "gpt":
-        return text()
-    return (images[:RESNET_BATCH], labels[:RESNET_BATCH]) if model == "resnet18_32" else (images, labels)
+    return torch.tensor(list(source[: math.prod(TEXT)])).reshape(TEXT)
 
 
 def hidden_layers(model: str, inputs: Tensor, labels: Tensor, steps: int) -> list[Captured]:
-    """The layers that the batch runs through after so many steps with their own directions, as they are called."""
+    """Those of the network after so many steps with their own directions, in its order."""
     torch.manual_seed(0)
     network = NETWORKS[model].build("prox_exact")
     optimizer = torch.optim.AdamW(network.parameters())
@@ -70,7 +74,7 @@ def hidden_layers(model: str, inputs: Tensor, labels: Tensor, steps: int) -> lis
     captured: dict[nn.Module, Captured] = {}
 
     def capture(layer: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
-        output.register_hook(lambda g: captured.update({layer: (layer, given[0].detach().clone(), g.clone())}))
+        output.register_hook(lambda g: captured.update({layer: (layer, given[0].detach(), g.clone())}))
 
     layers = [layer for layer in network.modules() if isinstance(layer, ProxPropLayer)]
     handles = [layer.register_forward_hook(capture) for layer in layers]
@@ -130,8 +134,8 @@ def measure() -> int:
     add_json(parser)
     arguments = parser.parse_args()
     data = load(DataConfig(name="cifar10", root=arguments.root, train_samples=BATCH), CPU)
-    batches = {model: batch_for(model, data.train.images, data.train.labels) for model in CASES}
-    first_layer = hidden_layers("mlp", *batches["mlp"], steps=0)[0]
+    images, labels = data.train.images, data.train.labels
+    first_layer = hidden_layers("mlp", images, labels, steps=0)[0]
     cg: dict[int, dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
     facts = {"device": device_name(CPU), "torch": torch.__version__, "official": data.identity["official"]}
@@ -140,10 +144,11 @@ def measure() -> int:
         cg[n] = lost_digits(*first_layer, 0.05, n)
         print(f"N = {n}:", ", ".join(f"{name} {value:.1e}" for name, value in cg[n].items()), flush=True)
         write_json(arguments.json, facts)
-    for model, (modes, taus, after) in CASES.items():
-        for steps in after:
-            layers = hidden_layers(model, *batches[model], steps)
-            for mode, tau in itertools.product(modes, taus):
+    for model, case in CASES.items():
+        batch = (images[: case.images], labels[: case.images]) if case.images else with_next(source_text())
+        for steps in case.steps:
+            layers = hidden_layers(model, *batch, steps)
+            for mode, tau in itertools.product(case.modes, case.taus):
                 row = {"network": model, "steps": steps, "mode": mode, "tau": tau, "error": accuracy(layers, tau, mode)}
                 rows.append(row)
                 print("{network:11} {steps:2} steps {mode:10} tau {tau:<5g} {error:.1e}".format(**row), flush=True)

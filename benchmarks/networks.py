@@ -17,6 +17,8 @@ from proxprop.modes import parse_mode
 
 BATCH = 500
 """Images in a batch of the paper's networks."""
+TEXT = (16, 129)
+"""Sequences in a batch of text, and the tokens of one with the last, which is a label alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,11 @@ def images(count: int) -> tuple[Tensor, Tensor]:
 
 def tokens() -> tuple[Tensor, Tensor]:
     """16 sequences of 128 tokens; the labels are those that come next."""
-    text = torch.randint(256, (16, 129))
+    return with_next(torch.randint(256, TEXT))
+
+
+def with_next(text: Tensor) -> tuple[Tensor, Tensor]:
+    """All tokens of ``[N, T]`` but the last of each sequence, and flat the ones that come next."""
     return text[:, :-1], text[:, 1:].flatten()
 
 

@@ -49,6 +49,7 @@ ABLATION = "cpu-5-epochs/ablation"
 RIVALS = {"convnet": "cpu-rivals", "mlp": "h200-rivals", "resnet18": "h200-rivals"}
 """Where the networks' comparisons were made."""
 MISSING = "–"
+NUMBER = re.compile(r"(train_loss|val_accuracy|best_val_accuracy)(@[0-9]+)?|test_accuracy")
 
 Groups = Callable[[Path], dict[str, Replicates]]
 """The runs in a folder that are over, by name."""
@@ -77,9 +78,8 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
             over = _runs_over(results / f"{ABLATION}_{network}")
             return ablation.to_markdown(ablation.read_parts(over)[network]).rstrip() if over else MISSING
         case ["rivals", network] if network in rivals.NETWORKS:
-            over = groups(results / RIVALS[network] / network)
-            methods = rivals.by_network(over.values(), _costs(results, network)) if over else {}
-            return rivals.to_markdown(methods[network]).rstrip() if network in methods else MISSING
+            methods = _methods(network, results, groups, _costs(results, network))
+            return rivals.to_markdown(methods).rstrip() if methods else MISSING
         case ["times", network, *names] if network in rivals.NETWORKS and names.count("/") == 1:
             costs = _costs(results, network)
             one, other = (costs.seconds(network, name) for name in " ".join(names).split(" / "))
@@ -92,11 +92,10 @@ def _value(asked: str, results: Path, groups: Groups) -> str:
             return rivals.rates_to_markdown(runs).rstrip() if runs else MISSING
         case ["left"]:
             return left_table({unit.title: unit.runs([], results) for unit in UNITS})
-        case ["of", network, *name, number] if network in rivals.NETWORKS and name:
-            members = groups(results / RIVALS[network] / network).values()
-            found = (group for group in members if rivals.label(group.runs[0].config) == " ".join(name))
-            return _number(next(found, None), number)
-        case [folder, number]:
+        case ["of", network, *name, number] if network in rivals.NETWORKS and name and NUMBER.fullmatch(number):
+            methods = _methods(network, results, groups, rivals.Costs())
+            return _number(next((method.group for method in methods if method.label == " ".join(name)), None), number)
+        case [folder, number] if NUMBER.fullmatch(number):
             return _number(groups((results / folder).parent).get(Path(folder).name), number)
     raise UsageError(f"{{{{{asked}}}}} is no placeholder; see the top of scripts/report.py")
 
@@ -106,11 +105,14 @@ def _costs(results: Path, network: str) -> rivals.Costs:
     return rivals.Costs.read(file) if file.exists() else rivals.Costs()
 
 
+def _methods(network: str, results: Path, groups: Groups, costs: rivals.Costs) -> list[rivals.Method]:
+    """Those that were compared on the network; none where no run is over."""
+    over = groups(results / RIVALS[network] / network)
+    return rivals.by_network(over.values(), costs).get(network, []) if over else []
+
+
 def _number(group: Replicates | None, number: str) -> str:
-    name, at, epoch = number.partition("@")
-    known = ("train_loss", "val_accuracy", "best_val_accuracy", *["test_accuracy"] * (not at))
-    if name not in known or (at and not epoch.isdecimal()):
-        raise UsageError(f"no number is called {number!r}; see the top of scripts/report.py")
+    name, _, epoch = number.partition("@")
     if group is None or (epoch and any(run.epochs < int(epoch) and run.status != "diverged" for run in group.runs)):
         return MISSING
 

@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 from benchmarks import accuracy, checkpoint_cost, optimizer_cost, step_cost
+from benchmarks.accuracy import Case
 from benchmarks.networks import GPT, NETWORKS, Network, tokens
 from experiments.command.cli import run_command
 from tests.synthetic_cifar import IMAGES, write_small_cifar
@@ -39,8 +40,8 @@ def test_digits_of_directions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setitem(NETWORKS, "mlp", Network(small, NETWORKS["mlp"].batch, "3"))
     small_gpt = Network(lambda: GPT(width=16, blocks=1), tokens, "head")
     monkeypatch.setitem(NETWORKS, "gpt", small_gpt)
-    cases = {"mlp": (("prox_exact", "prox_cg10"), (0.05,), (0,)), "gpt": (("prox_exact",), (1.0,), (0, 1))}
-    monkeypatch.setattr(accuracy, "CASES", cases)
+    mlp, gpt = Case(("prox_exact", "prox_cg10"), (0.05,)), Case(("prox_exact",), (1.0,), (0, 1), images=0)
+    monkeypatch.setattr(accuracy, "CASES", {"mlp": mlp, "gpt": gpt})
     file = tmp_path / "accuracy.json"
     assert run(monkeypatch, "accuracy", "--root", str(tmp_path), "--json", str(file)) == 0
     written = json.loads(file.read_text())
@@ -66,7 +67,7 @@ def test_the_documentation_shows_the_digits_that_were_measured() -> None:
     for row in facts["layers"]:
         errors[row["network"], row["mode"], row["tau"]].append(row["error"])
     for network, label in [("mlp", "MLP"), ("convnet", "ConvNet"), ("resnet18_32", "resnet18"), ("gpt", "GPT")]:
-        for mode in accuracy.CASES[network][0]:
+        for mode in accuracy.CASES[network].modes:
             cells = [shown(*errors[network, mode, tau]) for tau in (0.05, 1.0, 50.0)]
             assert f"| {label}, `{mode}` | {' | '.join(cells)} |".replace("|  |", "| |") in page
 
